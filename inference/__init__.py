@@ -1,0 +1,1 @@
+"""Map of the room: contract (the words), models/datasets/training/export (PyTorch), runtime (ONNX Runtime)."""

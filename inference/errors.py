@@ -1,0 +1,38 @@
+"""What can go wrong in inference, as one tree; every sentence says what to do.
+
+InferenceError
+ +-- ModelNotFound      no such model package in the repository
+ +-- PackageInvalid     model.toml cannot be read or lacks something
+ +-- PackageTampered    a file is missing or is not the one the package was made with
+ +-- EngineRejected     a graph or execution provider is not what the predictor needs
+ +-- InputRejected      this image or prompt cannot be answered; terminal
+ +-- OutputInvalid      an engine gave numbers that cannot be right
+"""
+
+
+class InferenceError(Exception):
+    """Anything that stops a prediction."""
+
+
+class ModelNotFound(InferenceError):
+    """The model repository has no package of this name."""
+
+
+class PackageInvalid(InferenceError):
+    """The package's model.toml cannot be read or lacks something."""
+
+
+class PackageTampered(InferenceError):
+    """A file of the package is missing or differs from its sha256."""
+
+
+class EngineRejected(InferenceError):
+    """A graph or an execution provider is not what the predictor needs."""
+
+
+class InputRejected(InferenceError):
+    """This image or prompt cannot be answered; trying again will not help."""
+
+
+class OutputInvalid(InferenceError):
+    """An engine gave numbers that cannot be right."""

@@ -1,0 +1,23 @@
+"""InferenceSettings: model_repository, execution_providers (in order), threads, max_new_tokens."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PACKAGES = Path(__file__).resolve().parent / "packages"
+
+
+class InferenceSettings(BaseModel):
+    """Where the model packages are and how they run; frozen."""
+
+    # `model_repository` is our word; pydantic would otherwise guard its "model_" prefix.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_repository: Path = Field(PACKAGES, description="Folder with one folder per model package.")
+    execution_providers: tuple[str, ...] = Field(
+        ("CPUExecutionProvider",), min_length=1, description="ONNX Runtime execution providers, most wanted first."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="Threads per engine; 0 means every core of this container.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=4096, description="Longest answer in tokens; empty means the model package's own limit."
+    )
