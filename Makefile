@@ -24,7 +24,7 @@ check: $(DEV) ## format, lint, types, import directions
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
-	@.venv/bin/lint-imports --no-timings
+	@.venv/bin/lint-imports --no-logo
 
 format: $(DEV) ## rewrite what the formatter and the linter can
 	@$(PY) -m ruff format .
