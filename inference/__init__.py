@@ -1,1 +1,1 @@
-"""Map of the room: contract (the words), models/datasets/training/export (PyTorch), runtime (ONNX Runtime)."""
+"""Map of the room: contract (words), models, datasets, training, export (PyTorch), runtime (ONNX)."""

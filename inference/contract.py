@@ -90,7 +90,7 @@ class Predictor(Protocol):
     def segment(self, images: Sequence[Image], prompt: Prompt, like: Prediction | None) -> list[Prediction]:
         """One prediction per image of a series, in order; each image is looked at for itself.
 
-        With `like` (the prediction of the key frame) the answers end at [SEG]: mask, similarity and region are
-        exactly those of `predict`, while reasoning and diagnosis stay with the key frame and are empty here.
+        With `like` (the prediction of the key frame) the answers end at [SEG]: mask, similarity and region
+        are those of `predict`; reasoning, diagnosis, target and modality are told by the key frame only.
         """
         ...

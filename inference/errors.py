@@ -7,6 +7,7 @@ InferenceError
  +-- EngineRejected     a graph or execution provider is not what the predictor needs
  +-- InputRejected      this image or prompt cannot be answered; terminal
  +-- OutputInvalid      an engine gave numbers that cannot be right
+ +-- DeviceOutOfMemory  the device had no memory left; later it may have
 """
 
 
@@ -31,8 +32,12 @@ class EngineRejected(InferenceError):
 
 
 class InputRejected(InferenceError):
-    """This image or prompt cannot be answered; trying again will not help."""
+    """An image or prompt that cannot be answered; trying again will not help."""
 
 
 class OutputInvalid(InferenceError):
     """An engine gave numbers that cannot be right."""
+
+
+class DeviceOutOfMemory(InferenceError):
+    """The device had no memory left; the same run may succeed later."""

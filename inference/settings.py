@@ -15,9 +15,16 @@ class InferenceSettings(BaseModel):
 
     model_repository: Path = Field(PACKAGES, description="Folder with one folder per model package.")
     execution_providers: tuple[str, ...] = Field(
-        ("CPUExecutionProvider",), min_length=1, description="ONNX Runtime execution providers, most wanted first."
+        ("CPUExecutionProvider",),
+        min_length=1,
+        description="ONNX Runtime execution providers, most wanted first.",
     )
-    threads: int = Field(0, ge=0, le=1024, description="Threads per engine; 0 means every core of this container.")
+    threads: int = Field(
+        0, ge=0, le=1024, description="Threads per engine; 0 means every core of this container."
+    )
     max_new_tokens: int | None = Field(
-        None, ge=1, le=4096, description="Longest answer in tokens; empty means the model package's own limit."
+        None,
+        ge=1,
+        le=4096,
+        description="Longest answer in tokens; empty means the model package's own limit.",
     )

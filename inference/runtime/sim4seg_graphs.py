@@ -1,0 +1,82 @@
+"""The four graphs of a sim4seg package: names and shapes the predictor needs, and opening them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from inference.runtime.engine import FREE, Engine, GraphSpec, TensorSpec, require_graph
+from inference.runtime.model_repository import Manifest, ModelPackage
+
+EMBEDDING = (1, 256, 64, 64)  # SAM's image embedding: batch, channels, height, width
+STATE = 256  # width of phi, the projection of the language model's hidden states
+LOW_RES = 256  # side of the mask decoder's logits: four times that of the image embedding
+
+OpenEngine = Callable[[str, bytes], Engine]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """One engine per graph; the field is the file name without `.onnx`."""
+
+    image_encoder: Engine
+    language_prefill: Engine
+    language_step: Engine
+    mask_decoder: Engine
+
+
+def open_engines(package: ModelPackage, open_engine: OpenEngine) -> Engines:
+    """Open every graph of `package` with `open_engine(file name, bytes)` and check its inputs and outputs.
+
+    Raises
+    ------
+    PackageTampered, PackageInvalid, EngineRejected
+    """
+    specs = graph_specs(package.manifest)
+    engines: dict[str, Engine] = {}
+    for field in fields(Engines):
+        engine = open_engine(f"{field.name}.onnx", package.read(f"{field.name}.onnx"))
+        require_graph(engine, specs[field.name])
+        engines[field.name] = engine
+    return Engines(**engines)
+
+
+def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
+    """What each graph must take and give, for the package's square and grid."""
+    side, grid = manifest.input.side, manifest.region.grid
+    pixels, embedding = _floats(1, 3, side, side), _floats(*EMBEDDING)
+    image_tokens, cache = _floats(grid * grid, STATE), _floats(None, 1, None, FREE, None)
+    state, logits = _floats(1, STATE), _floats(1, None)
+    return {
+        "image_encoder": GraphSpec({"pixels": pixels}, {"image_embedding": embedding}),
+        "language_prefill": GraphSpec(
+            {"pixels": pixels, "text_ids": TensorSpec("int64", (1, FREE))},
+            {
+                "logits": logits,
+                "past_keys": cache,
+                "past_values": cache,
+                "image_tokens": image_tokens,
+                "state_embedding": state,
+            },
+        ),
+        "language_step": GraphSpec(
+            {"token_ids": TensorSpec("int64", (1, 1)), "past_keys": cache, "past_values": cache},
+            {"logits": logits, "present_keys": cache, "present_values": cache, "state_embedding": state},
+        ),
+        "mask_decoder": GraphSpec(
+            {
+                "image_embedding": embedding,
+                "image_tokens": image_tokens,
+                "seg_embedding": state,
+                "valid_cells": _floats(grid, grid),
+            },
+            {
+                "low_res_logits": _floats(1, 1, LOW_RES, LOW_RES),
+                "iou_predictions": _floats(1, 1),
+                "similarity": _floats(1, grid, grid),
+                "region": TensorSpec(None, (1, grid, grid)),  # 0 and 1, of whatever type
+            },
+        ),
+    }
+
+
+def _floats(*shape: int | None) -> TensorSpec:
+    return TensorSpec("float32", shape)
