@@ -1,0 +1,225 @@
+"""NodeError tree; every leaf carries dimse_status, http_status, is_retryable.
+
+```text
+NodeError
++-- InstanceRefused                  one instance was not taken; nothing of it counts as stored
+|   +-- Unparseable                  0xC000  400  the bytes are not a DICOM data set we can walk
+|   +-- UidMismatch                  0xA900  409  a UID is missing, or differs from what was announced
+|   +-- StudyMismatch                0xA900  409  the request named another study
+|   +-- IllegalUid                   0x0117  400  a UID has the wrong form
+|   +-- ConflictingInstance          0x0111  409  the SOP Instance UID is taken by other content
+|   +-- TransferSyntaxNotSupported   0x0122  409  the encoding is not one of the standard's
+|   +-- InstanceTooLarge             0xA700  413  larger than this node is set up to take
++-- NodeUnable                       the instance may be fine, the node is not
+|   +-- StorageExhausted             0xA700  507  the disk reserve is reached
+|   +-- IndexUnavailable             0xA700  503  the database does not answer
+|   +-- UnexpectedFailure            0x0110  500  a fault of ours
++-- NotAuthorised                    0x0124  403  known, but not allowed
++-- RequestRefused                   an HTTP request that cannot be answered
+|   +-- BadRequest                   0x0115  400
+|   +-- NotFound                     0x0112  404
+|   +-- NotAcceptable                0x0122  406
+|   +-- BodyTooLarge                 0xA700  413
+|   +-- UnsupportedMediaType         0x0122  415
++-- PeerError                        a peer we called did not do what we asked
+    +-- PeerUnreachable              0xA700  502  no connection, or it broke
+    +-- AssociationRejected          0x0122  502  it answered, and refused us
+```
+
+Source: PS3.4 B.2.3 and GG.4, PS3.7 Annex C, PS3.18 10.5.3 and Table I.2-2.
+"""
+
+from typing import ClassVar
+
+
+class NodeError(Exception):
+    """What went wrong in the node, as told to a peer by DIMSE or HTTP."""
+
+    dimse_status: ClassVar[int]
+    http_status: ClassVar[int]
+    stow_failure_reason: ClassVar[int]  # Failure Reason (0008,1197)
+    is_retryable: ClassVar[bool] = False
+    advice: ClassVar[str]  # one sentence: what to do
+
+
+class InstanceRefused(NodeError):
+    """One instance was not taken."""
+
+
+class Unparseable(InstanceRefused):
+    """The bytes are not a DICOM data set that can be walked within the limits."""
+
+    dimse_status = 0xC000
+    http_status = 400
+    stow_failure_reason = 0xC000
+    advice = "Check the object at its source, with dcmdump or dciodvfy, and send it again whole."
+
+
+class UidMismatch(InstanceRefused):
+    """A UID is missing in the data set, or differs from the one announced beside it."""
+
+    dimse_status = 0xA900
+    http_status = 409
+    stow_failure_reason = 0xA900
+    advice = "Correct the UIDs at the source: data set, file meta information and command must agree."
+
+
+class StudyMismatch(InstanceRefused):
+    """The instance belongs to another study than the one that the request named."""
+
+    dimse_status = 0xA900
+    http_status = 409
+    stow_failure_reason = 0xA901
+    advice = "Send it to /dicom-web/studies, or to the address of the study it belongs to."
+
+
+class IllegalUid(InstanceRefused):
+    """A UID has the wrong form: other characters than digits and dots, or more than 64 of them."""
+
+    dimse_status = 0x0117
+    http_status = 400
+    stow_failure_reason = 0x0117
+    advice = "Correct the UID at the source: 1 to 64 characters, digits and dots only."
+
+
+class ConflictingInstance(InstanceRefused):
+    """The SOP Instance UID is taken by other content; the first stays, the second is set aside."""
+
+    dimse_status = 0x0111
+    http_status = 409
+    stow_failure_reason = 0x0111
+    advice = "Give changed content a new SOP Instance UID; the content received first is kept."
+
+
+class TransferSyntaxNotSupported(InstanceRefused):
+    """The transfer syntax is not one that the standard defines."""
+
+    dimse_status = 0x0122
+    http_status = 409
+    stow_failure_reason = 0xC122
+    advice = "Send it in a transfer syntax of PS3.5, such as Explicit VR Little Endian."
+
+
+class InstanceTooLarge(InstanceRefused):
+    """The instance is larger than this node is set up to take."""
+
+    dimse_status = 0xA700
+    http_status = 413
+    stow_failure_reason = 0xA700
+    advice = "Raise limits.max_instance_mb in the node's configuration if such objects are expected."
+
+
+class NodeUnable(NodeError):
+    """The instance may be fine; the node cannot take it now."""
+
+
+class StorageExhausted(NodeUnable):
+    """The disk reserve is reached, or the disk or quota is full."""
+
+    dimse_status = 0xA700
+    http_status = 507
+    stow_failure_reason = 0xA700
+    is_retryable = True
+    advice = "Free or add disk space below the node's home; then send again."
+
+
+class IndexUnavailable(NodeUnable):
+    """The database does not answer, so nothing can be promised."""
+
+    dimse_status = 0xA700
+    http_status = 503
+    stow_failure_reason = 0xA700
+    is_retryable = True
+    advice = "Send again later; the operator finds the reason at /health/ready."
+
+
+class UnexpectedFailure(NodeUnable):
+    """A fault of ours; details are in the log only."""
+
+    dimse_status = 0x0110
+    http_status = 500
+    stow_failure_reason = 0x0110
+    is_retryable = True
+    advice = "Try again; if it stays, the operator finds the details in the log."
+
+
+class NotAuthorised(NodeError):
+    """The caller is known, but may not do this."""
+
+    dimse_status = 0x0124
+    http_status = 403
+    stow_failure_reason = 0x0124
+    advice = "Ask the operator of this node for permission."
+
+
+class RequestRefused(NodeError):
+    """An HTTP request that cannot be answered."""
+
+
+class BadRequest(RequestRefused):
+    """The request does not have the form that its service asks for."""
+
+    dimse_status = 0x0115
+    http_status = 400
+    stow_failure_reason = 0xC000
+    advice = "Compare the request with PS3.18 and send it again."
+
+
+class NotFound(RequestRefused):
+    """There is nothing at this address."""
+
+    dimse_status = 0x0112
+    http_status = 404
+    stow_failure_reason = 0x0112
+    advice = "Search for it under /dicom-web/studies."
+
+
+class NotAcceptable(RequestRefused):
+    """None of the accepted media types can be given."""
+
+    dimse_status = 0x0122
+    http_status = 406
+    stow_failure_reason = 0x0122
+    advice = "Accept one of the media types named, or */*."
+
+
+class BodyTooLarge(RequestRefused):
+    """The body of the request is larger than this node is set up to take."""
+
+    dimse_status = 0xA700
+    http_status = 413
+    stow_failure_reason = 0xA700
+    advice = "Send fewer instances in one request, or raise http.max_body_mb."
+
+
+class UnsupportedMediaType(RequestRefused):
+    """The body has a media type that this service does not take."""
+
+    dimse_status = 0x0122
+    http_status = 415
+    stow_failure_reason = 0x0122
+    advice = 'Send multipart/related; type="application/dicom", or one application/dicom object.'
+
+
+class PeerError(NodeError):
+    """A peer that we called did not do what we asked."""
+
+
+class PeerUnreachable(PeerError):
+    """There is no connection to the peer, or it broke."""
+
+    dimse_status = 0xA700
+    http_status = 502
+    stow_failure_reason = 0xA700
+    is_retryable = True
+    advice = "Check host and port of the peer, and that it runs."
+
+
+class AssociationRejected(PeerError):
+    """The peer answered and refused the association."""
+
+    dimse_status = 0x0122
+    http_status = 502
+    stow_failure_reason = 0x0122
+    is_retryable = True
+    advice = "Have this node's AE title, host and port registered at the peer."

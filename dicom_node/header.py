@@ -1,0 +1,311 @@
+"""Walks the structure of a data set within limits, before any library parses it.
+
+pydicom has no limits: deep nesting, a million elements or a deflated bomb cost it the process.
+The walk looks at tags, lengths and nesting only, so it is cheap, sees a truncated file
+whatever was cut off, and yields the short top-level elements that the index needs.
+
+Source: PS3.5 7 (elements, sequences), A.4 (encapsulated pixel data), PS3.10 7.1 (meta information).
+"""
+
+import mmap
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO, Final
+
+from pydicom import Dataset
+from pydicom.datadict import DicomDictionary
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from dicom_node.errors import InstanceTooLarge, Unparseable
+
+MIB: Final = 1024 * 1024
+PREAMBLE_BYTES: Final = 128
+META_START: Final = PREAMBLE_BYTES + 4
+MAX_META_BYTES: Final = 64 * 1024
+BULK_BYTES: Final = 64 * 1024  # a longer value counts as bulk: not part of the header, not indexed
+
+ITEM: Final = 0xFFFEE000
+ITEM_END: Final = 0xFFFEE00D
+SEQUENCE_END: Final = 0xFFFEE0DD
+UNDEFINED: Final = 0xFFFFFFFF
+PIXEL_TAGS: Final = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+LONG_VRS: Final = frozenset(
+    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+)
+SHORT_VRS: Final = frozenset((b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US").split())
+SEQUENCE_TAGS: Final = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
+
+Buffer = bytes | mmap.mmap
+
+
+@dataclass(frozen=True)
+class HeaderLimits:
+    """How much structure is walked before an object is refused."""
+
+    max_header_bytes: int = 16 * MIB  # all that is not bulk
+    max_elements: int = 200_000
+    max_fragments: int = 2_000_000
+    max_depth: int = 64  # sequences inside sequences
+    max_inflated_bytes: int = 2048 * MIB  # of a deflated data set
+
+
+@dataclass(frozen=True)
+class PixelElement:
+    """Where the pixels of a file are."""
+
+    tag: int
+    value_offset: int  # bytes from the start of the file (of the inflated data set, when deflated)
+    length: int | None  # bytes; None when encapsulated in fragments
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the index needs of one file."""
+
+    meta: FileMetaDataset
+    elements: Dataset  # short top-level elements; no sequences, no bulk, no pixels
+    pixels: PixelElement | None
+    data_set_offset: int  # bytes from the start of the file
+
+
+class _Ended(Exception):
+    """The buffer ended; whether that is an error depends on what the buffer is."""
+
+
+class _Walk:
+    """One pass over one data set in a buffer."""
+
+    def __init__(self, buffer: Buffer, start: int, limits: HeaderLimits, *, is_big_endian: bool = False):
+        self.buffer = buffer
+        self.position = start
+        self.limits = limits
+        self.end = len(buffer)
+        self.elements = 0
+        self.fragments = 0
+        self.header_bytes = 0
+        self.pixels: PixelElement | None = None
+        self.top_level: list[bytes] = []
+        order = ">" if is_big_endian else "<"
+        self.read_tag = struct.Struct(order + "HH").unpack_from
+        self.read_long = struct.Struct(order + "I").unpack_from
+        self.read_short = struct.Struct(order + "H").unpack_from
+
+    def top(self, *, is_implicit: bool, only_group: int | None = None) -> None:
+        """Walk the top level up to the end of the buffer, or of `only_group`."""
+        while self.position < self.end:
+            start = self.position
+            if only_group is not None and self.read_tag(self.buffer, start)[0] != only_group:
+                return
+            tag, vr, length = self._element(is_implicit=is_implicit)
+            if tag in PIXEL_TAGS:
+                self.pixels = PixelElement(tag, self.position, None if length == UNDEFINED else length)
+            self._value(tag, vr, length, depth=0, is_implicit=is_implicit)
+            if length <= BULK_BYTES and tag not in PIXEL_TAGS and not _is_sequence(tag, vr):
+                self.top_level.append(self.buffer[start : self.position])
+
+    def _element(self, *, is_implicit: bool) -> tuple[int, bytes, int]:
+        """Read tag, VR (empty when implicit) and length; the position is then at the value."""
+        position = self.position
+        if position + 8 > self.end:
+            raise _Ended
+        group, element = self.read_tag(self.buffer, position)
+        tag = group << 16 | element
+        self._count(tag)
+        if is_implicit or group == 0xFFFE:
+            self.position = position + 8
+            return tag, b"", self.read_long(self.buffer, position + 4)[0]
+        vr = bytes(self.buffer[position + 4 : position + 6])
+        if vr in SHORT_VRS:
+            self.position = position + 8
+            return tag, vr, self.read_short(self.buffer, position + 6)[0]
+        if vr not in LONG_VRS:
+            raise Unparseable(f"element {_name(tag)} has no known value representation")
+        if position + 12 > self.end:
+            raise _Ended
+        self.position = position + 12
+        return tag, vr, self.read_long(self.buffer, position + 8)[0]
+
+    def _count(self, tag: int) -> None:
+        self.elements += 1
+        if self.elements > self.limits.max_elements:
+            raise Unparseable(f"more than {self.limits.max_elements} elements (at {_name(tag)})")
+
+    def _value(self, tag: int, vr: bytes, length: int, *, depth: int, is_implicit: bool) -> None:
+        if length == UNDEFINED:
+            self._undefined(tag, vr, depth=depth, is_implicit=is_implicit)
+            return
+        end = self.position + length
+        if end > self.end:
+            raise _Ended
+        if _is_sequence(tag, vr):
+            self._items(depth=depth + 1, is_implicit=is_implicit, end=end)
+            if self.position != end:
+                raise Unparseable(f"the items of {_name(tag)} do not fill it")
+        self.position = end
+        self.header_bytes += 8 + (length if length <= BULK_BYTES else 0)
+        if self.header_bytes > self.limits.max_header_bytes:
+            raise Unparseable(f"the header is larger than {self.limits.max_header_bytes} bytes")
+
+    def _undefined(self, tag: int, vr: bytes, *, depth: int, is_implicit: bool) -> None:
+        if tag in PIXEL_TAGS:
+            self._fragments()
+        elif vr in (b"SQ", b"", b"UN"):
+            # Source: PS3.5 6.2.2 note 4: UN of undefined length holds implicit little endian items.
+            self._items(depth=depth + 1, is_implicit=is_implicit or vr == b"UN", end=None)
+        else:
+            raise Unparseable(f"{_name(tag)} may not have an undefined length")
+
+    def _items(self, *, depth: int, is_implicit: bool, end: int | None) -> None:
+        if depth > self.limits.max_depth:
+            raise Unparseable(f"sequences are nested more than {self.limits.max_depth} deep")
+        while end is None or self.position < end:
+            tag, _vr, length = self._element(is_implicit=True)
+            if tag == SEQUENCE_END and end is None:
+                return
+            if tag != ITEM:
+                raise Unparseable(f"{_name(tag)} stands where an item of a sequence should")
+            self._item(length, depth=depth, is_implicit=is_implicit)
+
+    def _item(self, length: int, *, depth: int, is_implicit: bool) -> None:
+        end = None if length == UNDEFINED else self.position + length
+        if end is not None and end > self.end:
+            raise _Ended
+        while end is None or self.position < end:
+            tag, vr, value_length = self._element(is_implicit=is_implicit)
+            if tag == ITEM_END and end is None:
+                return
+            self._value(tag, vr, value_length, depth=depth, is_implicit=is_implicit)
+        if self.position != end:
+            raise Unparseable("an element is longer than the item it stands in")
+
+    def _fragments(self) -> None:
+        while True:
+            if self.position + 8 > self.end:
+                raise _Ended
+            group, element = self.read_tag(self.buffer, self.position)
+            length = self.read_long(self.buffer, self.position + 4)[0]
+            self.position += 8
+            if group << 16 | element == SEQUENCE_END:
+                return
+            if group << 16 | element != ITEM or length == UNDEFINED:
+                raise Unparseable("the fragments of the pixel data are not a row of items")
+            self.position += length
+            self.fragments += 1
+            if self.fragments > self.limits.max_fragments:
+                raise Unparseable(f"more than {self.limits.max_fragments} fragments of pixel data")
+
+
+def split_meta(head: bytes) -> tuple[FileMetaDataset, int]:
+    """Parse the File Meta Information at the start of a Part 10 file; returns it and its end in bytes.
+
+    Raises
+    ------
+    Unparseable
+        If `head`, the first 64 KiB or the whole file, is not the start of a Part 10 file.
+    """
+    if head[PREAMBLE_BYTES:META_START] != b"DICM":
+        raise Unparseable("this is not a DICOM file: DICM is missing at byte 128")
+    walk = _Walk(head[:MAX_META_BYTES], META_START, HeaderLimits())
+    try:
+        walk.top(is_implicit=False, only_group=0x0002)
+    except (_Ended, struct.error) as error:
+        raise Unparseable("the file meta information is truncated") from error
+    meta = read_dataset(BytesIO(head[META_START : walk.position]), False, True)  # noqa: FBT003
+    return FileMetaDataset(meta), walk.position
+
+
+def read_header(file: BinaryIO, limits: HeaderLimits) -> Header:
+    """Walk the whole Part 10 file and parse what the index needs of it.
+
+    Raises
+    ------
+    Unparseable
+        If the structure is broken, truncated, or beyond the limits.
+    InstanceTooLarge
+        If a deflated data set inflates to more than the limits allow.
+    """
+    with mapped(file) as buffer:
+        meta, offset = split_meta(bytes(buffer[: META_START + MAX_META_BYTES]))
+        syntax = str(meta.get("TransferSyntaxUID", ""))
+        if syntax == DeflatedExplicitVRLittleEndian:
+            walk = _walk_deflated(buffer, offset, limits)
+        else:
+            walk = _walk_plain(buffer, offset, limits, syntax)
+    return Header(meta, _parse(walk.top_level, syntax), walk.pixels, offset)
+
+
+@contextmanager
+def mapped(file: BinaryIO) -> Iterator[mmap.mmap]:
+    """Map a file for reading; only the pages that are looked at are read."""
+    try:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:
+        raise Unparseable("the file is empty") from error
+    with buffer:
+        yield buffer
+
+
+def inflate(deflated: Buffer, start: int, max_bytes: int) -> bytes:
+    """Inflate a deflated data set from `start`, at most `max_bytes` of it.
+
+    Source: PS3.5 A.5 (RFC 1951, no zlib header).
+    """
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated[start:], max_bytes)
+    except zlib.error as error:
+        raise Unparseable("the deflated data set is damaged") from error
+
+
+def _walk_plain(buffer: Buffer, offset: int, limits: HeaderLimits, syntax: str) -> _Walk:
+    walk = _Walk(buffer, offset, limits, is_big_endian=syntax == ExplicitVRBigEndian)
+    try:
+        walk.top(is_implicit=syntax == ImplicitVRLittleEndian)
+    except (_Ended, struct.error) as error:
+        raise Unparseable(f"the data set is truncated near byte {walk.position}") from error
+    return walk
+
+
+def _walk_deflated(buffer: Buffer, offset: int, limits: HeaderLimits) -> _Walk:
+    """Walk the beginning of a deflated data set; the rest is only inflated and counted."""
+    head_bytes = limits.max_header_bytes + MIB
+    walk = _Walk(inflate(buffer, offset, head_bytes), 0, limits)
+    try:
+        walk.top(is_implicit=False)
+    except (_Ended, struct.error) as error:
+        if walk.end < head_bytes or walk.pixels is None:
+            raise Unparseable("the deflated data set is truncated") from error
+    _count_inflated(buffer[offset:], limits.max_inflated_bytes)
+    return walk
+
+
+def _count_inflated(deflated: bytes, max_bytes: int) -> None:
+    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflater.eof:
+        try:
+            piece = inflater.decompress(deflated, MIB)
+        except zlib.error as error:
+            raise Unparseable("the deflated data set is damaged") from error
+        deflated, total = inflater.unconsumed_tail, total + len(piece)
+        if not piece and not deflated and not inflater.eof:
+            raise Unparseable("the deflated data set is truncated")
+        if total > max_bytes:
+            raise InstanceTooLarge(f"the data set inflates to more than {max_bytes} bytes")
+
+
+def _parse(top_level: list[bytes], syntax: str) -> Dataset:
+    encoded = BytesIO(b"".join(top_level))
+    return read_dataset(encoded, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian)
+
+
+def _is_sequence(tag: int, vr: bytes) -> bool:
+    return vr == b"SQ" or (not vr and tag in SEQUENCE_TAGS)
+
+
+def _name(tag: int) -> str:
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
