@@ -3,7 +3,7 @@
 # `dev` takes torch too (TORCH_FLAGS goes to pip for it, for example an index that has CPU builds).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { .venv/bin/python -m pip --disable-pip-version-check -qq "$@"; }
 
 echo "Installing locks/$1.txt"
 pip install --require-hashes --no-deps -r "locks/$1.txt"

@@ -1,0 +1,300 @@
+"""The rules of the house, run by a machine; each is shown to fail on a bad sample first."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path, PurePosixPath
+
+import pytest
+from pydantic import BaseModel
+
+from scripts import readme_map, readme_results
+from tests.conftest import REPOSITORY
+from tests.house import rules
+
+PACKAGES = ("dicom_node", "inference", "storage", "migrations")
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRACTS = PYPROJECT["tool"]["importlinter"]["contracts"]
+
+
+def modules(*folders: str) -> Iterator[tuple[PurePosixPath, str]]:
+    """Path below the repository and text of every Python file in `folders`."""
+    for folder in folders:
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            yield PurePosixPath(path.relative_to(REPOSITORY).as_posix()), path.read_text(encoding="utf-8")
+
+
+# --- sizes, errors, names, prints ------------------------------------------------------------------
+
+LONG_FUNCTION = "def long() -> None:\n" + "    step()\n" * 50
+EIGHT_PARAMETERS = "def wide(self, a, b, c, d, *, e, f, g, h): ...\n"
+SWALLOWED = "try:\n    work()\nexcept (ValueError, Exception):\n    pass\n"
+
+BAD_SAMPLES = [
+    (rules.short_functions, "storage/jobs.py", LONG_FUNCTION),
+    (
+        rules.short_functions,
+        "storage/jobs.py",
+        "class Room:\n    async " + LONG_FUNCTION.replace("\n", "\n    "),
+    ),
+    (rules.short_files, "storage/jobs.py", "step()\n" * 601),
+    (rules.few_parameters, "storage/jobs.py", EIGHT_PARAMETERS),
+    (rules.narrow_excepts, "storage/jobs.py", SWALLOWED),
+    (rules.narrow_excepts, "storage/jobs.py", "try:\n    work()\nexcept:\n    pass\n"),
+    (rules.narrow_excepts, "dicom_node/tasks.py", SWALLOWED + SWALLOWED),
+    (rules.named_rooms, "dicom_node/web/utils.py", ""),
+    (rules.named_rooms, "dicom_node/common/times.py", ""),
+    (rules.no_prints, "dicom_node/receive.py", "print('here')\n"),
+    (rules.introduces_itself, "storage/jobs.py", "import this\n"),
+]
+
+GOOD_SAMPLES = [
+    (rules.short_functions, "storage/jobs.py", LONG_FUNCTION.replace("    step()\n", "    # why\n\n", 1)),
+    (
+        rules.short_functions,
+        "storage/jobs.py",
+        LONG_FUNCTION.replace("    step()\n", '    """Says\n    so."""\n', 1),
+    ),
+    (rules.short_files, "storage/jobs.py", "step()\n" * 600),
+    (rules.few_parameters, "storage/jobs.py", EIGHT_PARAMETERS.replace(", h", "")),
+    (rules.narrow_excepts, "dicom_node/tasks.py", SWALLOWED),
+    (rules.narrow_excepts, "storage/jobs.py", SWALLOWED.replace("pass", "close()\n    raise")),
+    (rules.named_rooms, "dicom_node/database.py", ""),
+    (rules.no_prints, "dicom_node/__main__.py", "print('here')\n"),
+    (rules.introduces_itself, "storage/jobs.py", '"""Job state machine."""\n'),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), BAD_SAMPLES)
+def test_a_rule_finds_its_bad_sample(rule: rules.Rule, path: str, source: str) -> None:
+    assert rule(PurePosixPath(path), source)
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), GOOD_SAMPLES)
+def test_a_rule_lets_good_code_pass(rule: rules.Rule, path: str, source: str) -> None:
+    assert rule(PurePosixPath(path), source) == []
+
+
+def test_every_rule_has_a_bad_sample() -> None:
+    assert {rule for rule, _, _ in BAD_SAMPLES} == set(rules.RULES)
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
+def test_the_packages_keep_the_rule(rule: rules.Rule) -> None:
+    complaints = [complaint for path, source in modules(*PACKAGES) for complaint in rule(path, source)]
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("rule", [rules.short_functions, rules.short_files, rules.named_rooms])
+def test_tests_and_scripts_keep_the_sizes_too(rule: rules.Rule) -> None:
+    complaints = [
+        complaint for path, source in modules("tests", "scripts") for complaint in rule(path, source)
+    ]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_boundaries_exist() -> None:
+    assert [path for path in rules.BOUNDARIES if not (REPOSITORY / path).is_file()] == []
+
+
+# --- import directions -----------------------------------------------------------------------------
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the contracts of this repository's pyproject.toml on the packages in `folder`."""
+    program = "import sys, importlinter.cli as cli; sys.exit(cli.lint_imports(sys.argv[1], no_cache=True))"
+    command = [sys.executable, "-c", program, str(REPOSITORY / "pyproject.toml")]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def verdicts(output: str) -> dict[str, str]:
+    """Name of each contract -> KEPT or BROKEN."""
+    found = re.findall(r"^(.+?) (KEPT|BROKEN)\b", output, re.MULTILINE)
+    return dict(found)
+
+
+def test_imports_go_one_way() -> None:
+    finished = lint_imports(REPOSITORY)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert set(verdicts(finished.stdout).values()) == {"KEPT"}
+
+
+def test_every_import_contract_can_break(tmp_path: Path) -> None:
+    """Empty packages of the same names, with one forbidden import for each contract."""
+    for contract in CONTRACTS:
+        for name in [*contract["source_modules"], *contract["forbidden_modules"]]:
+            if name.split(".")[0] in PACKAGES:
+                make_module(tmp_path, name)
+    for contract in CONTRACTS:
+        source, forbidden = contract["source_modules"][-1], contract["forbidden_modules"][-1]
+        with (tmp_path / source.replace(".", "/") / "__init__.py").open("a", encoding="utf-8") as module:
+            module.write(f"import {forbidden}\n")
+    found = verdicts(lint_imports(tmp_path).stdout)
+    assert found == {contract["name"]: "BROKEN" for contract in CONTRACTS}
+
+
+def make_module(root: Path, name: str) -> None:
+    """An empty package for every part of a dotted name."""
+    folder = root
+    for part in name.split("."):
+        folder = folder / part
+        folder.mkdir(exist_ok=True)
+        (folder / "__init__.py").touch()
+
+
+# What a running process really loads, imports inside functions and of third parties included.
+LOADED = [
+    ("dicom_node.tasks", ["torch", "transformers", "segment_anything", "dicom_node.web", "pytest"]),
+    (
+        "inference.runtime",
+        ["torch", "transformers", "onnx", "pydicom", "sqlalchemy", "storage", "dicom_node"],
+    ),
+    ("dicom_node.dimse.listener", ["torch", "onnxruntime", "tokenizers", "celery", "inference.runtime"]),
+    ("dicom_node.web.app", ["torch", "onnxruntime", "tokenizers", "celery", "inference.runtime"]),
+]
+
+
+def loaded_of(module: str, unwanted: list[str]) -> str:
+    """Which of `unwanted` are loaded once `module` is imported, in a new process."""
+    program = f"import sys, {module}; print(sorted(set({unwanted!r}) & set(sys.modules)))"
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+@pytest.mark.parametrize(("module", "unwanted"), LOADED, ids=[module for module, _ in LOADED])
+def test_a_process_loads_only_what_it_needs(module: str, unwanted: list[str]) -> None:
+    assert loaded_of(module, unwanted) == "[]"
+
+
+def test_a_loaded_module_would_be_seen() -> None:
+    assert loaded_of("json.decoder", ["json", "torch"]) == "['json']"
+
+
+# --- README, settings, dependencies ----------------------------------------------------------------
+
+
+def test_the_readme_map_agrees_with_the_code() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert readme == readme_map.replace_section(readme, readme_map.render(REPOSITORY)), (
+        "run: python scripts/readme_map.py --write"
+    )
+
+
+def test_the_readme_map_notices_a_changed_docstring(tmp_path: Path) -> None:
+    module = tmp_path / "storage" / "jobs.py"
+    module.parent.mkdir()
+    module.write_text('"""Job state machine."""\n', encoding="utf-8")
+    before = readme_map.render(tmp_path)
+    module.write_text('"""Something else."""\n', encoding="utf-8")
+    assert "Job state machine." in before
+    assert readme_map.render(tmp_path) != before
+
+
+def test_the_readme_gives_the_measured_accuracy() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    section = readme_results.render(REPOSITORY)
+    assert readme == readme_map.replace_section(readme, section, readme_results.MARKERS), (
+        "run: python scripts/readme_results.py --write"
+    )
+
+
+def setting_paths(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, str]]:
+    """(section, key) of every setting; sections are nested models."""
+    for key, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from setting_paths(inner, f"{section}.{key}".strip("."))
+        else:
+            yield section, key
+
+
+def documented(example: str) -> set[tuple[str, str]]:
+    """(section, key) of every line `key = ...` of a TOML text, commented out or not."""
+    section, found = "", set()
+    for line in example.splitlines():
+        text = line.lstrip("# ").strip()
+        if header := re.fullmatch(r"\[{1,2}([a-z_.]+)\]{1,2}", text):
+            section = header[1]
+            found.add(("", section))
+        elif key := re.match(r"([a-z_0-9]+)\s*=", text):
+            found.add((section, key[1]))
+    return found
+
+
+def undocumented(example: str) -> list[tuple[str, str]]:
+    """Settings that an example configuration does not mention; `home` comes from the command line."""
+    from dicom_node.settings import NodeSettings
+
+    return sorted(set(setting_paths(NodeSettings)) - documented(example) - {("", "home")})
+
+
+def test_every_setting_is_documented() -> None:
+    example = (REPOSITORY / "deploy" / "node.example.toml").read_text(encoding="utf-8")
+    assert undocumented(example) == []
+
+
+def test_an_undocumented_setting_is_found() -> None:
+    example = (REPOSITORY / "deploy" / "node.example.toml").read_text(encoding="utf-8")
+    without_port = re.sub(r"^#?\s*ae_title =.*$", "", example, flags=re.MULTILINE)
+    assert ("dimse", "ae_title") in undocumented(without_port)
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Package -> version of a lock file."""
+    text = (REPOSITORY / "locks" / lock).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\\n]+)", text, re.MULTILINE))
+
+
+def test_the_default_install_has_no_torch_and_no_tools() -> None:
+    assert (
+        set(pins("default.txt")) & {"torch", "transformers", "onnx", "onnxruntime-gpu", "pytest", "ruff"}
+        == set()
+    )
+    assert "onnxruntime" in pins("default.txt")
+
+
+@pytest.mark.parametrize("lock", ["default.txt", "server.txt"])
+def test_the_locks_agree(lock: str) -> None:
+    everything = pins("dev.txt")
+    assert {name: version for name, version in pins(lock).items() if everything.get(name) != version} == {}
+
+
+def test_every_pin_has_a_hash() -> None:
+    for lock in ("default.txt", "server.txt", "dev.txt"):
+        text = (REPOSITORY / "locks" / lock).read_text(encoding="utf-8")
+        blocks = re.split(r"\n(?=\S)", text)
+        assert [block for block in blocks if block.strip() and "--hash=sha256:" not in block] == []
+
+
+def test_one_onnx_runtime_is_installed() -> None:
+    """The CPU and the GPU build overwrite each other's files, and pip does not notice."""
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found.append(distribution(name).name)
+        except PackageNotFoundError:
+            continue
+    assert len(found) == 1
+
+
+def test_no_module_is_left_out_of_the_package() -> None:
+    """setuptools finds a folder only where it is named in pyproject.toml and holds __init__.py."""
+    folders = {path.parent for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")}
+    scripts_only = {REPOSITORY / "migrations", REPOSITORY / "migrations" / "versions"}
+    assert [str(folder) for folder in folders - scripts_only if not (folder / "__init__.py").is_file()] == []
+
+
+def test_the_version_agrees() -> None:
+    source = (REPOSITORY / "dicom_node" / "__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{PYPROJECT["project"]["version"]}"' in source
