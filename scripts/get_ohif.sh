@@ -20,10 +20,9 @@ echo "Getting $package from npm"
 npm pack "$package" --silent --pack-destination "$work" </dev/null >/dev/null 2>"$work/npm.log" ||
     without_viewer "npm could not get $package: $(tail -n 1 "$work/npm.log")."
 tarball=$(ls "$work"/*.tgz)
-found=$(python3 -c 'import base64, hashlib, sys
-print(base64.b64encode(hashlib.sha512(open(sys.argv[1], "rb").read()).digest()).decode())' "$tarball")
-if [ "$found" != "$sha512" ]; then
-    echo "$package does not have the pinned sha512; nothing was unpacked. Expected $sha512, found $found" >&2
+expected=$(base64 -d <<<"$sha512" | od -An -v -tx1 | tr -d ' \n')
+if ! sha512sum --check --status <<<"$expected  $tarball"; then
+    echo "$package does not have the pinned sha512; nothing was unpacked." >&2
     exit 1
 fi
 # Left out: ort/ (segmentation in the browser), microscopy, and source maps; three quarters of the size.

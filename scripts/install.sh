@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs a lock file and this package into .venv: `scripts/install.sh default|server|dev`.
+# Installs a lock file and this package into .venv: `scripts/install.sh default|dev`.
 # `dev` takes torch too (TORCH_FLAGS goes to pip for it, for example an index that has CPU builds).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -13,4 +13,6 @@ compile() {
 compile locks/dev.txt --extra cpu --extra postgres --extra redis --extra train --group dev \
     --no-emit-package torch "$@"
 compile locks/default.txt --extra cpu --group build --constraints locks/dev.txt
-compile locks/server.txt --extra cpu --extra postgres --extra redis --group build --constraints locks/dev.txt
+compile locks/node.txt --extra postgres --extra redis --group build --constraints locks/dev.txt
+compile locks/worker.txt --extra cpu --extra postgres --extra redis --group build --constraints locks/dev.txt
+compile locks/worker-gpu.txt --extra gpu --extra postgres --extra redis --group build --constraints locks/dev.txt
