@@ -1,4 +1,4 @@
-"""4 JOB. Which model and which prompt for which series: declared rules, first match wins; our own results never match."""
+"""4 JOB. Which model and prompt for which series: declared rules; first match wins; own results never match."""
 
 import re
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Route(BaseModel):
     description: str = Field(
         default="",
         max_length=MAX_PATTERN_LENGTH,
-        description="Regular expression searched in the series and study descriptions, case ignored; empty = any.",
+        description="Regular expression searched in series and study description, case ignored; empty = any.",
     )
     calling_ae: Codes = Field(default=(), description="AE title of the sender is one of these; empty = any.")
     model: str = Field(min_length=1, max_length=64, description="Name of the model package to run.")

@@ -1,4 +1,4 @@
-"""NodeSettings: AE title, ports, peers, limits, quiet periods. Frozen; read once, from TOML and environment."""
+"""NodeSettings: AE title, ports, peers, limits, quiet periods. Frozen; from TOML and environment."""
 
 import os
 import tomllib
@@ -49,9 +49,6 @@ class NodeSettings(BaseSettings):
     )
 
     home: Path = Field(description="Folder that holds all state of the node; set by --home.")
-    test_mode: bool = Field(
-        default=False, description="Allow the stub model of the tests; never for use with patients' images."
-    )
     dimse: DimseSettings = Field(default_factory=DimseSettings, description="The DICOM listener.")
     http: HttpSettings = Field(default_factory=HttpSettings, description="The web server.")
     storage: StorageSettings = Field(description="Database and files.")
@@ -79,11 +76,16 @@ class NodeSettings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment first, then the file (handed over as init arguments); no .env file."""
-        del settings_cls
-        return sources["env_settings"], sources["init_settings"]
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ HEAD = """\
 # Settings of sim4seg-node: every one with its unit and its default. Research use only; not a medical device.
 # Made by `python -m dicom_node.settings_example`; a test compares. Take the '#' away from what you change.
 # Each can be set in the environment too: DICOM_NODE_<SECTION>__<KEY>, e.g. DICOM_NODE_DIMSE__PORT=11113;
-# lists and tables as JSON, e.g. DICOM_NODE_DIMSE__ALLOWED_CALLING_AES='["MODALITY1"]'. Unknown keys are refused.
+# lists and tables as JSON: DICOM_NODE_DIMSE__ALLOWED_CALLING_AES='["MODALITY1"]'. Unknown keys are refused.
 """
 EXAMPLES: dict[str, Any] = {
     "name": "pacs",
@@ -34,7 +34,7 @@ COMMAND_FIELDS = ("home",)
 
 def example_toml() -> str:
     """The text of deploy/node.example.toml."""
-    plain, sections, lists = [], [], []
+    sections, lists = [], []
     for name, field in NodeSettings.model_fields.items():
         if name in COMMAND_FIELDS:
             continue
@@ -45,15 +45,14 @@ def example_toml() -> str:
         elif name in {"destinations", "peers"}:
             entry = Destination if name == "destinations" else PeerSettings
             lists.append(_table(f"#[[{name}]]", field.description, entry))
-        else:
-            plain.append(_setting(name, field))
-    return "\n".join([HEAD, *plain, *sections, *lists])
+    return "\n".join([HEAD, *sections, *lists])
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
-    annotation = field.annotation
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_section else None
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
 
 
 def _table(head: str, description: str | None, section: type[BaseModel]) -> str:
@@ -75,7 +74,8 @@ def _routes(field: FieldInfo) -> str:
         _comment(f"{name}: {route_field.description}") for name, route_field in Route.model_fields.items()
     )
     routes = "\n".join(_route(route) for route in field.default)
-    return f"{_comment(field.description)}# These are the defaults; one of your own replaces them all.\n{keys}\n{routes}"
+    note = "# These are the defaults; one of your own replaces them all.\n"
+    return f"{_comment(field.description)}{note}{keys}\n{routes}"
 
 
 def _route(route: Route) -> str:

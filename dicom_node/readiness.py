@@ -1,0 +1,35 @@
+"""What stops the node from working, as a file per process under HOME/run that /health/ready reads."""
+
+import json
+import os
+from pathlib import Path
+
+MAX_FILE_BYTES = 64 * 1024
+
+
+def report(home: Path, process: str, problem: str | None) -> None:
+    """Say that `process` cannot work, in one sentence; None takes it back."""
+    path = _path(home, process)
+    if problem is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps({"process": process, "problem": problem}), encoding="utf-8")
+    draft.replace(path)
+
+
+def problems(home: Path) -> list[str]:
+    """Every problem that a process of this home has reported and not taken back."""
+    found = []
+    for path in sorted((home / "run").glob("readiness-*.json")):
+        try:
+            text = path.read_text(encoding="utf-8")[:MAX_FILE_BYTES]
+        except FileNotFoundError:  # taken back between the look and the reading
+            continue
+        found.append(json.loads(text)["problem"])
+    return found
+
+
+def _path(home: Path, process: str) -> Path:
+    return home / "run" / f"readiness-{process}.json"

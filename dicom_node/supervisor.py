@@ -1,0 +1,198 @@
+"""Starts listener, web server, workers and sweep as processes on one machine, and restarts what dies."""
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from dicom_node.settings import NodeSettings
+
+logger = logging.getLogger(__name__)
+
+# In this order they start; in the same order they are told to end: first what lets work in.
+PROCESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("scp", ("scp",)),
+    ("web", ("web",)),
+    ("sweep", ("sweep",)),
+    ("worker-run", ("worker", "run")),
+    ("worker-deliver", ("worker", "deliver")),
+)
+POLL_S = 0.1
+FIRST_RESTART_S = 0.2
+LONGEST_RESTART_S = 30.0
+HEALTHY_AFTER_S = 30.0  # a process that ran for so long starts again at once
+GRACE_S = 30.0  # between SIGTERM and SIGKILL
+PR_SET_PDEATHSIG = 1
+
+
+class CannotServe(Exception):
+    """The node cannot start here; the message is one sentence."""
+
+
+@dataclass
+class Child:
+    """One supervised process and when it may start again."""
+
+    name: str
+    command: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0  # monotonic seconds, as the next one
+    start_after: float = 0.0
+    failures: int = 0
+    log: IO[bytes] | None = field(default=None, repr=False)
+
+
+class Supervisor:
+    """Holds the processes of one node; `run` blocks until `stop` or a signal."""
+
+    def __init__(self, settings: NodeSettings, config: Path | None) -> None:
+        self._settings = settings
+        self._run_folder = settings.home / "run"
+        self._is_stopping = threading.Event()
+        self._children = [Child(name, _command(words, settings, config)) for name, words in PROCESSES]
+
+    def stop(self) -> None:
+        """Let `run` end the processes and return."""
+        self._is_stopping.set()
+
+    def run(self) -> None:
+        """Start everything and keep it running until `stop`."""
+        try:
+            while not self._is_stopping.wait(POLL_S):
+                for child in self._children:
+                    self._tend(child)
+        finally:
+            self._end_all()
+
+    def _tend(self, child: Child) -> None:
+        now = time.monotonic()
+        if child.process is None:
+            if now >= child.start_after:
+                self._start(child)
+            return
+        exit_status = child.process.poll()
+        if exit_status is None:
+            return
+        child.failures = 1 if now - child.started_at > HEALTHY_AFTER_S else child.failures + 1
+        delay_s = min(FIRST_RESTART_S * 2.0 ** min(child.failures - 1, 16), LONGEST_RESTART_S)
+        self._forget(child)
+        child.start_after = now + delay_s
+        extra = {"process_name": child.name, "exit_status": exit_status, "delay_s": delay_s}
+        logger.error("process ended, starting it again", extra=extra)
+
+    def _start(self, child: Child) -> None:
+        child.log = (self._settings.home / "logs" / f"{child.name}.out").open("ab")
+        child.process = subprocess.Popen(
+            child.command, stdin=subprocess.DEVNULL, stdout=child.log, stderr=child.log, env=_environment()
+        )
+        child.started_at = time.monotonic()
+        self._pid_file(child.name).write_text(f"{child.process.pid}\n", encoding="ascii")
+        logger.info("process started", extra={"process_name": child.name, "pid": child.process.pid})
+
+    def _forget(self, child: Child) -> None:
+        self._pid_file(child.name).unlink(missing_ok=True)
+        child.process = None
+        if child.log is not None:
+            child.log.close()
+            child.log = None
+
+    def _pid_file(self, name: str) -> Path:
+        return self._run_folder / f"{name}.pid"
+
+    def _end_all(self) -> None:
+        running = [(child, child.process) for child in self._children if child.process is not None]
+        for _, process in running:
+            process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + GRACE_S
+        for child, process in running:
+            try:
+                process.wait(max(end - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                logger.warning("process did not end, killing it", extra={"process_name": child.name})
+                process.kill()
+                process.wait()
+            self._forget(child)
+
+
+def serve(settings: NodeSettings, config: Path | None) -> None:
+    """Run the whole node on this machine until SIGTERM or SIGINT."""
+    supervisor = Supervisor(settings, config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    supervisor.run()
+
+
+@contextmanager
+def only_node_of(home: Path) -> Iterator[None]:
+    """Hold HOME/run/serve.lock; the kernel lets go of it however this process ends."""
+    folder = home / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "serve.lock").open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotServe(
+                f"another node already runs on {home}; stop it, or give another --home."
+            ) from error
+        for stale in (*folder.glob("*.pid"), *folder.glob("readiness-*.json")):
+            stale.unlink(missing_ok=True)
+        pid_file = folder / "serve.pid"
+        pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+        try:
+            yield
+        finally:
+            pid_file.unlink(missing_ok=True)
+
+
+def require_free_ports(settings: NodeSettings) -> None:
+    """Raise CannotServe unless both ports of the node can be listened on."""
+    _require_free_port("dimse", settings.dimse.host, settings.dimse.port)
+    _require_free_port("http", settings.http.host, settings.http.port)
+
+
+def _require_free_port(section: str, host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotServe(_port_sentence(section, host, port, error)) from error
+
+
+def _port_sentence(section: str, host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{section}.port: {host}:{port} is taken by another program; stop it, or set another port."
+    return f"{section}.host: {host}:{port} cannot be listened on ({error.strerror})."
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Have the kernel send us SIGTERM when the supervisor dies, so that no port stays taken."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _command(words: Sequence[str], settings: NodeSettings, config: Path | None) -> tuple[str, ...]:
+    given = ("--config", str(config.absolute())) if config is not None else ()
+    common = ("--home", str(settings.home), *given, "--parent", str(os.getpid()))
+    return (sys.executable, "-m", "dicom_node", *words, *common)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the folder of this very code first, wherever the node was started."""
+    code = str(Path(__file__).resolve().parent.parent)
+    others = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": f"{code}{os.pathsep}{others}" if others else code}
