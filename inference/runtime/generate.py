@@ -84,7 +84,7 @@ def generate(
     return Answer(
         token_ids=tuple(decoded.token_ids),
         log_probabilities=np.array(decoded.log_probabilities),
-        label_probabilities=np.array(decoded.label_probabilities).reshape(-1, len(rules.label_ids)),
+        label_probabilities=np.array(decoded.label_probabilities),
         seg_embedding=decoded.seg_embedding,
         image_tokens=out["image_tokens"],
         is_ended=decoded.is_ended,

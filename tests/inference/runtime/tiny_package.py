@@ -58,7 +58,7 @@ def write_package(
 ) -> Path:
     """Write the package into `folder`; `nan` makes the mask decoder give NaN."""
     folder.mkdir(parents=True)
-    scripts = [tokenizer.encode(answer).ids + [2] for answer in answers]
+    scripts = [[*tokenizer.encode(answer).ids, 2] for answer in answers]
     logits = _script_logits(scripts, tokenizer.get_vocab_size())
     graphs = {
         "image_encoder": image_encoder(),
@@ -215,7 +215,7 @@ def language_step(logits: np.ndarray) -> onnx.ModelProto:
 
 
 def mask_decoder(*, nan: bool = False) -> onnx.ModelProto:
-    """Logits are embedding channel 0 minus a half, upsampled; similarity is image tokens times [SEG] state."""
+    """Logits: embedding channel 0 minus a half, upsampled. Similarity: image tokens times [SEG] state."""
     nodes = [
         helper.make_node("Slice", ["image_embedding", "begin", "end", "axis1"], ["brightness"]),
         helper.make_node("Resize", ["brightness", "", "scales"], ["upsampled"], mode="nearest"),
