@@ -1,0 +1,16 @@
+"""Map of the room; exports nothing.
+
+settings    where the database and the files are
+errors      StorageError and its tree
+tables      what is kept in the database
+database    transactions, the database clock, migrations
+part10      DICOM Part 10 files, durable before anybody says yes
+records     data set -> the attributes that the index keeps
+index       instance -> Study/Series/Instance rows, idempotent
+studies     when a study is complete, and what became of it
+search      the matching behind QIDO-RS
+leases      claim, fence and lease, shared by jobs and deliveries
+jobs        one model on one series, in UPS words
+deliveries  outbox of results
+fsck        rows against files
+"""

@@ -1,0 +1,251 @@
+"""Connects; one `transaction()` context manager, one `reading()`; the database clock; migrations.
+
+SQLite: write-ahead log, synchronous=FULL (every commit is fsynced before it returns), foreign keys on, and
+BEGIN IMMEDIATE for whatever may write: a transaction that takes the write lock first can only wait for it,
+while one that reads first and then writes is refused with "database is locked" as soon as another wrote.
+PostgreSQL: psycopg 3, synchronous_commit=on whatever the server's default, READ COMMITTED.
+"""
+
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from storage.durable import disk_errors, make_durable_directory
+from storage.errors import SchemaMismatch, StorageError, StorageFull, StorageUnavailable
+
+Transaction: TypeAlias = Session
+
+_LOCK_TIMEOUT_S = 60.0
+_DISK_FULL = frozenset({"SQLITE_FULL", "53100"})  # SQLite's error name, PostgreSQL's SQLSTATE
+_MIGRATION_LOCK = 0x51345E6  # any number that nobody else uses for pg_advisory_xact_lock
+
+
+class DatabaseNow(FunctionElement[float]):
+    """The database's clock as an SQL expression."""
+
+    inherit_cache = True
+    name = "database_now"
+    type = Double()
+
+
+@compiles(DatabaseNow, "sqlite")
+def _compile_sqlite_now(element: DatabaseNow, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ARG001 - SQLAlchemy gives it
+    # unixepoch('subsec') needs SQLite 3.42; Debian 12 has 3.40. 2440587.5 is the Julian day of 1970-01-01.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(DatabaseNow, "postgresql")
+def _compile_postgresql_now(element: DatabaseNow, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ARG001 - SQLAlchemy gives it
+    # Not now(): that is when the transaction began, which may be long before a lock was granted.
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+def database_now() -> DatabaseNow:
+    """Seconds since 1970-01-01 UTC by the database's clock, the only clock that decides anything."""
+    return DatabaseNow()
+
+
+class Database:
+    """Holds the connections to one database; safe to share between threads and to inherit by fork."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._engine = _sqlite_engine(parsed) if is_sqlite else _postgresql_engine(parsed)
+        self._reading_engine = self._engine.execution_options(is_reading=True, postgresql_readonly=True)
+        os.register_at_fork(after_in_child=partial(_forget_connections, weakref.ref(self._engine)))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Open a transaction that may write: commits at the end, rolls back on any error.
+
+        Raises
+        ------
+        StorageFull
+            If the database has no room left.
+        StorageUnavailable
+            If the database cannot be reached, or is locked for a minute.
+        """
+        with _translated_errors(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Open a transaction that may only read; it neither waits for a writer nor makes one wait."""
+        with (
+            _translated_errors(),
+            Session(self._reading_engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+
+def upgrade(url: str) -> None:
+    """Bring the tables to this program's version; does nothing when they are; safe in several processes."""
+    _create_sqlite_file(make_url(url))
+    database = Database(url)
+    try:
+        with database.transaction() as tx:
+            connection = tx.connection()
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            _refuse_newer_schema(connection)
+            command.upgrade(migration_config(connection), "head")
+    finally:
+        database.close()
+
+
+def require_current_schema(db: Database) -> None:
+    """Return if the tables are those of this program.
+
+    Raises
+    ------
+    SchemaMismatch
+        If they are missing, older or newer; the sentence says what to do.
+    """
+    with db.reading() as tx:
+        connection = tx.connection()
+        current = MigrationContext.configure(connection).get_current_revision()
+        _refuse_newer_schema(connection)
+    head = ScriptDirectory.from_config(migration_config()).get_current_head()
+    if current != head:
+        found = f"at revision {current}" if current else "without tables"
+        msg = f"the database is {found}, this program needs revision {head}: run `dicom-node migrate`"
+        raise SchemaMismatch(msg)
+
+
+def migration_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration; a command that touches tables does so on `connection`."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _refuse_newer_schema(connection: Connection) -> None:
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        return
+    try:
+        ScriptDirectory.from_config(migration_config()).get_revision(current)
+    except CommandError as error:
+        msg = (
+            f"the database is at revision {current}, which this program does not know: use the newer program"
+        )
+        raise SchemaMismatch(msg) from error
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args={"timeout": _LOCK_TIMEOUT_S},
+        hide_parameters=True,  # exceptions end up in logs, and parameters are patient attributes
+        pool_size=5,
+        max_overflow=45,
+    )
+    event.listen(engine, "connect", _prepare_sqlite_connection)
+    event.listen(engine, "begin", _begin_on_sqlite)
+    return engine
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    lock_timeout_ms = int(_LOCK_TIMEOUT_S * 1000)
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        connect_args={
+            "connect_timeout": 10,
+            "options": f"-c synchronous_commit=on -c lock_timeout={lock_timeout_ms}",
+        },
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=20,
+    )
+
+
+def _prepare_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    _enter_wal_mode(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    # DICOM matching is case-sensitive except for names, which have folded columns.
+    connection.execute("PRAGMA case_sensitive_like=ON")
+
+
+def _enter_wal_mode(connection: sqlite3.Connection) -> None:
+    # SQLite does not wait for its lock here (the busy timeout does not apply), so we do.
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _begin_on_sqlite(connection: Connection) -> None:
+    is_reading = bool(connection.get_execution_options().get("is_reading"))
+    connection.exec_driver_sql(f"PRAGMA query_only={'ON' if is_reading else 'OFF'}")
+    connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
+
+
+def _forget_connections(engine: weakref.ref[Engine]) -> None:
+    # A child must not use its parent's connections, nor close them (that would end the parent's locks).
+    inherited = engine()
+    if inherited is not None:
+        inherited.dispose(close=False)
+
+
+def _create_sqlite_file(url: URL) -> None:
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    path = Path(url.database)
+    with disk_errors():
+        make_durable_directory(path.parent)
+        path.touch(mode=0o600)  # the index names patients; SQLite gives its side files the same mode
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise _storage_error(error) from error
+    except PoolTimeoutError as error:
+        msg = "all database connections are in use: try again later"
+        raise StorageUnavailable(msg) from error
+
+
+def _storage_error(error: OperationalError | InterfaceError) -> StorageError:
+    name = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None)
+    if name in _DISK_FULL:
+        return StorageFull("the database has no room left: free disk space")
+    return StorageUnavailable(f"the database cannot be used now ({name or type(error.orig).__name__})")

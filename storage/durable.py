@@ -1,0 +1,74 @@
+"""fsync that is never retried, and directories that survive a power cut."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from storage.errors import NotDurable, StorageFull, StorageUnavailable
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def fsync(descriptor: int) -> None:
+    """Flush to the disk; raises NotDurable when the disk says no, since trying again would lie."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        msg = f"fsync failed ({errno_name(error)}): stop the node and check the disk"
+        raise NotDurable(msg) from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush the names in `path` to the disk: what is renamed or made there is only then certain."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=1 << 17)
+def make_durable_directory(root: Path, *names: str) -> Path:
+    """Make `root`/`names`..., private to this user, and fsync the directory above each new name.
+
+    Once per process and directory, whoever made it: another process may have made it a moment ago
+    and not yet fsynced the one above.
+    """
+    if not names:
+        return _make_durable_root(root)
+    above = make_durable_directory(root, *names[:-1])
+    path = above / names[-1]
+    path.mkdir(mode=0o700, exist_ok=True)
+    fsync_directory(above)
+    return path
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Say every OSError of the disk in this room's words: StorageFull or StorageUnavailable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            msg = "no room left for files: free disk space or raise the quota"
+            raise StorageFull(msg) from error
+        msg = f"the disk cannot be used ({errno_name(error)}): check that it is mounted and writable"
+        raise StorageUnavailable(msg) from error
+
+
+def errno_name(error: OSError) -> str:
+    """Name the error number, such as EIO; never the path."""
+    return errno.errorcode.get(error.errno or 0, "unknown")
+
+
+def _make_durable_root(root: Path) -> Path:
+    if not root.is_dir():
+        above = _make_durable_root(root.parent)
+        root.mkdir(mode=0o700, exist_ok=True)
+        fsync_directory(above)
+    return root

@@ -1,0 +1,96 @@
+"""The life of a study: quiet or asked for, complete, and what became of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, or_, select, update
+
+from storage.database import Transaction, database_now
+from storage.records import clean_text
+from storage.tables import Instance, Series, Study
+
+
+@dataclass(frozen=True)
+class QuietStudy:
+    """A study that may be called complete now; the caller writes the evidence."""
+
+    study_instance_uid: str
+    version: int
+    last_received_at: float  # UTC epoch seconds, database clock
+    instance_count: int  # received instances; own results do not count
+    requested_by: str | None
+    quiet_for_s: float
+
+
+def request_completion(tx: Transaction, study_instance_uid: str, requested_by: str) -> None:
+    """Note that whoever sent the study says it is whole; a study that is complete already stays so."""
+    _update_study(
+        tx,
+        study_instance_uid,
+        Study.completed_at.is_(None),
+        complete_requested_by=clean_text(requested_by, 256),
+    )
+
+
+def quiet_studies(tx: Transaction, quiet_period_s: float, limit: int = 100) -> Sequence[QuietStudy]:
+    """Return the incomplete studies that nothing arrived for during `quiet_period_s`, or that were asked for.
+
+    On PostgreSQL the rows stay locked until the transaction ends, so nothing can arrive between this
+    and `mark_complete`; rows that another sweep or an arrival holds are left for the next time.
+    """
+    quiet_for_s = database_now() - Study.last_received_at
+    count = (
+        select(func.count())
+        .select_from(Instance)
+        .join(Series, Series.series_instance_uid == Instance.series_instance_uid)
+        .where(Instance.study_instance_uid == Study.study_instance_uid, Series.is_own_result.is_(False))
+        .scalar_subquery()
+    )
+    statement = (
+        select(
+            Study.study_instance_uid,
+            Study.version,
+            Study.last_received_at,
+            count,
+            Study.complete_requested_by,
+            quiet_for_s,
+        )
+        .where(Study.completed_at.is_(None))
+        .where(or_(quiet_for_s >= quiet_period_s, Study.complete_requested_by.is_not(None)))
+        .order_by(Study.last_received_at)
+        .limit(limit)
+        .with_for_update(of=Study, skip_locked=True)
+    )
+    return [QuietStudy(*row) for row in tx.execute(statement)]
+
+
+def mark_complete(
+    tx: Transaction, study_instance_uid: str, version: int, evidence: Mapping[str, Any]
+) -> bool:
+    """Call this version of the study complete, once; False if another did or an instance arrived."""
+    return _update_study(
+        tx,
+        study_instance_uid,
+        Study.completed_at.is_(None),
+        Study.version == version,
+        completed_at=database_now(),
+        evidence=json.dumps(evidence, sort_keys=True),
+    )
+
+
+def record_outcome(tx: Transaction, study_instance_uid: str, outcome: str) -> None:
+    """Write down in a sentence what routing decided, so that silence never means two things."""
+    _update_study(tx, study_instance_uid, outcome=clean_text(outcome, 1000))
+
+
+def _update_study(tx: Transaction, study_instance_uid: str, *conditions: Any, **values: Any) -> bool:
+    statement = (
+        update(Study)
+        .where(Study.study_instance_uid == study_instance_uid, *conditions)
+        .values(**values)
+        .returning(Study.study_instance_uid)
+        .execution_options(synchronize_session=False)
+    )
+    return tx.execute(statement).first() is not None

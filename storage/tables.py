@@ -1,0 +1,227 @@
+"""SQLAlchemy tables: Study, Series, Instance, Conflict, Job, JobAttempt, Delivery, DeliveryAttempt.
+
+Times are UTC epoch seconds of the database clock (`storage.database.database_now`), in columns `*_at`.
+Text attributes hold "" when the data set has none, as DICOM makes no difference between empty and absent.
+"""
+
+from typing import Annotated, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+Uid = Annotated[str, mapped_column(String(64))]
+Code = Annotated[str, mapped_column(String(16))]
+ShortText = Annotated[str, mapped_column(String(64))]
+LongText = Annotated[str, mapped_column(String(256))]
+Sentence = Annotated[str, mapped_column(String(1000))]
+Json = Annotated[str, mapped_column(Text)]
+Sha256 = Annotated[str, mapped_column(String(64))]
+FilePath = Annotated[str, mapped_column(String(128))]
+WorkId = Annotated[str, mapped_column(String(32))]
+
+
+class Table(DeclarativeBase):
+    """Base of all tables; constraint names are fixed so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        },
+    )
+    type_annotation_map: ClassVar[dict[type, TypeEngine[float]]] = {float: Double()}
+
+
+class Study(Table):
+    """A study and how far it has come: received, complete, routed."""
+
+    __tablename__ = "study"
+
+    study_instance_uid: Mapped[Uid] = mapped_column(primary_key=True)
+    patient_id: Mapped[ShortText] = mapped_column(index=True)
+    patient_name: Mapped[LongText]
+    patient_name_folded: Mapped[LongText] = mapped_column(index=True)
+    patient_birth_date: Mapped[Code]
+    patient_sex: Mapped[Code]
+    study_date: Mapped[Code] = mapped_column(index=True)
+    study_time: Mapped[Code]
+    accession_number: Mapped[ShortText] = mapped_column(index=True)
+    study_description: Mapped[LongText]
+    study_id: Mapped[ShortText]
+    referring_physician_name: Mapped[LongText]
+    referring_physician_name_folded: Mapped[LongText]
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[float]
+    last_received_at: Mapped[float]
+    complete_requested_by: Mapped[LongText | None]
+    completed_at: Mapped[float | None] = mapped_column(index=True)
+    evidence: Mapped[Json | None]
+    outcome: Mapped[Sentence | None]
+
+
+class Series(Table):
+    """A series of a study; `is_own_result` marks what this node made."""
+
+    __tablename__ = "series"
+
+    series_instance_uid: Mapped[Uid] = mapped_column(primary_key=True)
+    study_instance_uid: Mapped[Uid] = mapped_column(ForeignKey("study.study_instance_uid"), index=True)
+    modality: Mapped[Code]
+    series_number: Mapped[int | None]
+    series_description: Mapped[LongText]
+    body_part_examined: Mapped[ShortText]
+    series_date: Mapped[Code]
+    series_time: Mapped[Code]
+    laterality: Mapped[Code]
+    is_own_result: Mapped[bool]
+
+
+class Instance(Table):
+    """An instance, where its Part 10 file is, and how it reached us."""
+
+    __tablename__ = "instance"
+
+    sop_instance_uid: Mapped[Uid] = mapped_column(primary_key=True)
+    series_instance_uid: Mapped[Uid] = mapped_column(ForeignKey("series.series_instance_uid"), index=True)
+    study_instance_uid: Mapped[Uid] = mapped_column(ForeignKey("study.study_instance_uid"), index=True)
+    sop_class_uid: Mapped[Uid]
+    transfer_syntax_uid: Mapped[Uid]
+    instance_number: Mapped[int | None]
+    rows: Mapped[int | None]
+    columns: Mapped[int | None]
+    number_of_frames: Mapped[int | None]
+    sha256: Mapped[Sha256]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    path: Mapped[FilePath]
+    origin_kind: Mapped[Code]
+    origin_detail: Mapped[LongText]
+    received_at: Mapped[float]
+
+
+class Conflict(Table):
+    """Quarantine: content that came under a UID already taken by other content; kept, never shown."""
+
+    __tablename__ = "conflict"
+    __table_args__ = (UniqueConstraint("sop_instance_uid", "second_sha256"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[Uid]
+    first_sha256: Mapped[Sha256]
+    second_sha256: Mapped[Sha256]
+    reason: Mapped[LongText]
+    path: Mapped[FilePath]
+    origin_kind: Mapped[Code]
+    origin_detail: Mapped[LongText]
+    received_at: Mapped[float]
+    times_received: Mapped[int] = mapped_column(default=1)
+
+
+class Leased:
+    """Columns of work that one worker at a time may hold: see `storage.leases`."""
+
+    fence: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    leased_by: Mapped[LongText | None]
+    lease_expires_at: Mapped[float | None]
+    next_attempt_at: Mapped[float | None]
+
+
+class Job(Leased, Table):
+    """One model on one series of one version of a study; a UPS workitem to others."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        UniqueConstraint(
+            "study_instance_uid",
+            "study_version",
+            "series_instance_uid",
+            "model",
+            "query",
+            name="uq_job_request",
+        ),
+        CheckConstraint("state IN ('SCHEDULED', 'IN PROGRESS', 'COMPLETED', 'CANCELED')", name="state_known"),
+        Index("ix_job_due", "state", "next_attempt_at"),
+    )
+
+    job_id: Mapped[WorkId] = mapped_column(primary_key=True)
+    study_instance_uid: Mapped[Uid] = mapped_column(ForeignKey("study.study_instance_uid"))
+    study_version: Mapped[int]
+    series_instance_uid: Mapped[Uid] = mapped_column(ForeignKey("series.series_instance_uid"), index=True)
+    rule: Mapped[LongText]
+    model: Mapped[ShortText]
+    query: Mapped[str] = mapped_column(String(500))
+    target: Mapped[LongText | None]
+    priority: Mapped[int] = mapped_column(default=0)
+    state: Mapped[Code]
+    outcome: Mapped[Code | None]
+    reason: Mapped[Sentence | None]
+    model_version: Mapped[ShortText | None]
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    summary: Mapped[Json | None]
+
+
+class JobAttempt(Table):
+    """One try at a job; written before the work begins."""
+
+    __tablename__ = "job_attempt"
+    __table_args__ = (UniqueConstraint("job_id", "attempt"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[WorkId] = mapped_column(ForeignKey("job.job_id"))
+    attempt: Mapped[int]
+    worker: Mapped[LongText]
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    error: Mapped[Sentence | None]
+
+
+class Delivery(Leased, Table):
+    """One instance to one destination: the outbox."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        UniqueConstraint("sop_instance_uid", "destination"),
+        CheckConstraint("state IN ('QUEUED', 'DELIVERED', 'FAILED')", name="state_known"),
+        Index("ix_delivery_due", "state", "next_attempt_at"),
+    )
+
+    delivery_id: Mapped[WorkId] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[Uid] = mapped_column(ForeignKey("instance.sop_instance_uid"))
+    destination: Mapped[ShortText]
+    job_id: Mapped[WorkId | None] = mapped_column(ForeignKey("job.job_id"), index=True)
+    state: Mapped[Code]
+    last_status: Mapped[ShortText | None]
+    created_at: Mapped[float]
+    delivered_at: Mapped[float | None]
+
+
+class DeliveryAttempt(Table):
+    """One try at a delivery; written before anything is sent."""
+
+    __tablename__ = "delivery_attempt"
+    __table_args__ = (UniqueConstraint("delivery_id", "attempt"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    delivery_id: Mapped[WorkId] = mapped_column(ForeignKey("delivery.delivery_id"))
+    attempt: Mapped[int]
+    worker: Mapped[LongText]
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    status: Mapped[ShortText | None]
+    detail: Mapped[Sentence | None]
