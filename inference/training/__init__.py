@@ -1,0 +1,1 @@
+"""Map of the room: stages, losses, the loop, and scoring."""

@@ -1,0 +1,302 @@
+"""The three stages of training sim4seg-s: segmenter, language model, both together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from inference.datasets.sample import ImageBatch, M3dsSampler, Sample, collate
+from inference.datasets.text import TextBatch, encode_batch
+from inference.models.sam import MaskDecoder, PromptEncoder
+from inference.models.sim4seg import SMALL, Sim4Seg
+from inference.models.tiny_sam import TinyConfig, TinyImageEncoder
+from inference.prompts import DIAGNOSES
+from inference.training.losses import LossWeights, iou_loss, mask_loss, region_loss, text_loss
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a stage at one image size."""
+
+    side: int  # pixels
+    minutes: float
+    batch: int
+
+
+class Stage(Protocol):
+    """What the training loop needs: a module, a loss on fresh samples, a score on fixed ones."""
+
+    module: nn.Module
+
+    def losses(self, phase: Phase) -> Losses: ...
+    def validate(self, phase: Phase) -> dict[str, float]: ...
+
+
+class Segmenter(nn.Module):
+    """Image encoder, prompt encoder and mask decoder with a learned constant in place of [SEG]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_encoder = TinyImageEncoder(TinyConfig())
+        self.prompt_encoder = PromptEncoder()
+        self.mask_decoder = MaskDecoder(SMALL.decoder)
+        self.constant_prompt = nn.Parameter(torch.randn(1, 1, 256) * 0.02)
+
+    def forward(self, pixels: Tensor, region: Tensor, has_region: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels (B, 3, S, S), region (B, g, g) 0/1, has_region (B,) bool -> logits (B, 1, S, S), IoU (B, 1)."""
+        image = self.image_encoder(pixels)
+        batch, _, height, width = image.shape
+        with_region = self.prompt_encoder.embed_region(region, height, width)
+        without = self.prompt_encoder.no_mask(height, width)
+        dense = torch.where(has_region[:, None, None, None], with_region, without)
+        positions = self.prompt_encoder.pe_layer(height, width)
+        logits, iou = self.mask_decoder(image, positions, self.constant_prompt.expand(batch, -1, -1), dense)
+        return logits, iou
+
+
+def simulate_region(batch: ImageBatch, rng: Generator, top_k: int = 36) -> Tensor:
+    """Region prompts (B, g, g) as an imperfect model would give them: shifted, noisy, sometimes wrong."""
+    count, grid, _ = batch.cells.shape
+    smooth = F.avg_pool2d(batch.cells[:, None], 3, 1, 1)[:, 0] + batch.cells
+    for i in range(count):
+        dy, dx = rng.integers(-1, 2, 2)
+        smooth[i] = torch.roll(smooth[i], (int(dy), int(dx)), (0, 1))
+    noise = torch.from_numpy(rng.standard_normal((count, 1, grid, grid)).astype(np.float32))
+    level = torch.from_numpy(rng.choice((0.05, 0.2, 0.6, 3.0), (count, 1, 1), p=(0.3, 0.35, 0.2, 0.15)))
+    scores = smooth + F.avg_pool2d(noise, 3, 1, 1)[:, 0] * level.float()
+    return top_cells(scores, batch.valid_cells, top_k)
+
+
+def top_cells(scores: Tensor, valid: Tensor, top_k: int) -> Tensor:
+    """0/1 map (B, g, g) of the `top_k` best valid cells of `scores`."""
+    flat = scores.masked_fill(valid < 0.5, -1e9).flatten(1)
+    chosen = torch.zeros_like(flat).scatter_(1, flat.topk(top_k, dim=1).indices, 1.0)
+    return chosen.view_as(scores) * valid
+
+
+class SegmenterStage:
+    """Stage A: stands in for SAM's pre-training, which may not be downloaded here."""
+
+    def __init__(self, sampler: M3dsSampler, validation: list[Sample], weights: LossWeights, frame_side: int) -> None:
+        self.module: nn.Module = Segmenter()
+        self._sampler = sampler
+        self._validation = validation
+        self._weights = weights
+        self._frame_side = frame_side
+
+    def losses(self, phase: Phase) -> Losses:
+        """One batch: mask loss of the paper's weights, plus SAM's IoU head."""
+        batch = collate(self._sampler.draw(phase.batch, only_regions=True), self._frame_side, phase.side)
+        rng = self._sampler.rng
+        has_region = torch.from_numpy(rng.random(phase.batch) < 0.6)
+        region = simulate_region(batch, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, iou = self.module(batch.pixels, region, has_region)
+        return {
+            "mask": mask_loss(logits, batch.masks, self._weights),
+            "iou": self._weights.iou * iou_loss(iou, logits, batch.masks),
+        }
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """Dice per data set on fixed images, without a region prompt, at `phase.side`."""
+
+        def predict(batch: ImageBatch) -> Tensor:
+            count = batch.pixels.shape[0]
+            nowhere = torch.zeros(count, dtype=torch.bool)
+            logits: Tensor = self.module(batch.pixels, torch.zeros_like(batch.cells), nowhere)[0]
+            return logits
+
+        return dice_by_dataset(self._validation, predict, self._frame_side, phase.side)
+
+
+def dice_by_dataset(
+    samples: list[Sample], predict: Callable[[ImageBatch], Tensor], frame_side: int, side: int
+) -> dict[str, float]:
+    """Mean Dice per data set of `predict`'s logits > 0, in the frame; for watching a run only."""
+    scores: dict[str, list[float]] = {}
+    for start in range(0, len(samples), 16):
+        part = samples[start : start + 16]
+        batch = collate(part, frame_side, side)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            masks = (predict(batch) > 0).float()
+        overlap = 2 * (masks * batch.masks).flatten(1).sum(1)
+        total = (masks + batch.masks).flatten(1).sum(1).clamp(min=1)
+        for sample, score in zip(part, (overlap / total).tolist(), strict=True):
+            scores.setdefault(sample.record.dataset, []).append(score)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+class Learner(nn.Module):
+    """Sim4Seg with what only training needs: a label head on the tower, scale and offset of the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Sim4Seg(SMALL)
+        self.label_head = nn.Linear(SMALL.tower.width, len(DIAGNOSES))
+        self.map_offset = nn.Parameter(torch.tensor(-2.0))
+
+    def read(self, pixels: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
+        """Teacher-forced states (B, 258 + T, C) and the tower's tokens (B, 256, W)."""
+        tokens, prefix = self.model.embed_image(pixels)
+        sequence = torch.cat([prefix, self.model.embed_text(text.ids).to(prefix.dtype)], dim=1)
+        states, _, _ = self.model.language_model(sequence)
+        return states, tokens
+
+    def align(self, states: Tensor, text: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """phi of the image (B, 256, 256), E_seg (B, 256), and their map as logits (B, 16, 16)."""
+        image_tokens = self.model.image_tokens(states)
+        at = self.model.image_stop + text.seg_index
+        seg = self.model.phi(states[torch.arange(len(at)), at])
+        dots = (image_tokens.float() * seg.float()[:, None]).sum(-1) / 16
+        return image_tokens, seg, dots.unflatten(-1, (SMALL.grid, SMALL.grid)) + self.map_offset
+
+    def label_logits(self, tokens: Tensor, batch: ImageBatch) -> Tensor:
+        """Diagnosis logits (B, labels) from the tower's tokens, pooled mostly over the region."""
+        shares = ((batch.cells + 0.05) * batch.valid_cells).flatten(1)
+        shares = shares / shares.sum(1, keepdim=True)
+        out: Tensor = self.label_head((tokens * shares[..., None]).sum(1))
+        return out
+
+
+class LvlmStage:
+    """Stage B: stands in for the LISA initialisation; text, and where the text points."""
+
+    def __init__(
+        self,
+        sampler: M3dsSampler,
+        validation: list[Sample],
+        weights: LossWeights,
+        tokenizer: Tokenizer,
+        frame_side: int,
+    ) -> None:
+        self.learner = Learner()
+        self.module: nn.Module = self.learner
+        self._sampler = sampler
+        self._validation = validation
+        self._weights = weights
+        self._tokenizer = tokenizer
+        self._frame_side = frame_side
+
+    def losses(self, phase: Phase) -> Losses:
+        """One batch: text, region and label losses."""
+        samples = self._sampler.draw(phase.batch)
+        batch = collate(samples, self._frame_side, phase.side)
+        text = encode_batch(samples, self._tokenizer, self._sampler.rng, self._weights.diagnosis_token)
+        with torch.autocast("cpu", torch.bfloat16):
+            return self._read_losses(samples, batch, text)[0]
+
+    def _read_losses(
+        self, samples: list[Sample], batch: ImageBatch, text: TextBatch
+    ) -> tuple[Losses, Tensor, Tensor]:
+        """The losses of reading, phi of the image (B, 256, 256) and E_seg (B, 256)."""
+        states, tokens = self.learner.read(batch.pixels, text)
+        image_tokens, seg, similarity = self.learner.align(states, text)
+        answer = states[:, self.learner.model.image_stop : -1]
+        logits = self.learner.model.language_model.lm_head(answer)
+        labels = self.learner.label_logits(tokens, batch)
+        has = text.has_seg
+        weights = self._weights
+        losses = {
+            "text": weights.text * text_loss(logits, text.ids[:, 1:], text.weights),
+            "region": weights.region * region_loss(similarity[has], batch.cells[has], batch.valid_cells[has]),
+            "label": weights.label * label_loss(labels, samples),
+        }
+        return losses, image_tokens, seg
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """Teacher-forced: recall per diagnosis, token accuracy, share of the region's cells hit by the top 36."""
+        rng = np.random.default_rng(0)
+        hits: dict[str, list[float]] = {}
+        for start in range(0, len(self._validation), 12):
+            part = self._validation[start : start + 12]
+            batch = collate(part, self._frame_side, phase.side)
+            text = encode_batch(part, self._tokenizer, rng, 100.0)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                self._score(part, batch, text, hits)
+        return {name: float(np.mean(values)) for name, values in hits.items()}
+
+    def _score(
+        self, part: list[Sample], batch: ImageBatch, text: TextBatch, hits: dict[str, list[float]]
+    ) -> None:
+        states, _ = self.learner.read(batch.pixels, text)
+        _, _, similarity = self.learner.align(states, text)
+        logits = self.learner.model.language_model.lm_head(states[:, self.learner.model.image_stop : -1])
+        correct = logits.argmax(-1) == text.ids[:, 1:]
+        region = top_cells(similarity, batch.valid_cells, SMALL.top_k)
+        covered = (region * batch.cells).flatten(1).sum(1) / batch.cells.flatten(1).sum(1).clamp(min=1e-6)
+        for i, sample in enumerate(part):
+            asked = text.weights[i] > 0
+            hits.setdefault("tokens", []).append(float(correct[i][asked].float().mean()))
+            if (text.weights[i] > 50).any():
+                is_right = bool(correct[i][text.weights[i] > 50].all())
+                hits.setdefault(f"recall {sample.record.diagnosis}", []).append(float(is_right))
+            if text.has_seg[i]:
+                hits.setdefault(f"covered {sample.record.dataset}", []).append(float(covered[i]))
+
+
+def label_loss(logits: Tensor, samples: list[Sample]) -> Tensor:
+    """Cross-entropy of label logits (B, labels), over the samples that have a diagnosis."""
+    known = [(i, DIAGNOSES.index(s.record.diagnosis)) for i, s in enumerate(samples) if s.record.diagnosis]
+    if not known:
+        return logits.sum() * 0.0
+    rows, labels = zip(*known, strict=True)
+    return F.cross_entropy(logits[list(rows)].float(), torch.tensor(labels))
+
+
+class JointStage(LvlmStage):
+    """Stage C: the paper's recipe. SAM's encoder is frozen; the region comes from the model itself."""
+
+    def __init__(
+        self,
+        sampler: M3dsSampler,
+        validation: list[Sample],
+        weights: LossWeights,
+        tokenizer: Tokenizer,
+        frame_side: int,
+    ) -> None:
+        super().__init__(sampler, validation, weights, tokenizer, frame_side)
+        for part in (self.learner.model.image_encoder, self.learner.model.prompt_encoder):
+            part.requires_grad_(False)
+
+    def losses(self, phase: Phase) -> Losses:
+        """One batch: everything stage B has, plus the mask through RVLS2M and the decoder."""
+        samples = self._sampler.draw(phase.batch)
+        batch = collate(samples, self._frame_side, phase.side)
+        text = encode_batch(samples, self._tokenizer, self._sampler.rng, self._weights.diagnosis_token)
+        model = self.learner.model
+        model.image_encoder.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses, image_tokens, seg = self._read_losses(samples, batch, text)
+            has = text.has_seg
+            with torch.no_grad():
+                embedding = model.image_encoder(batch.pixels[has])
+                _, region = model.locate(image_tokens[has].float(), seg[has].float(), batch.valid_cells[has])
+            logits, iou = model.draw(embedding, seg[has], region)
+        losses["mask"] = mask_loss(logits, batch.masks[has], self._weights)
+        losses["iou"] = self._weights.iou * iou_loss(iou, logits, batch.masks[has])
+        return losses
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """What stage B scores, and Dice per data set with teacher-forced text."""
+        scores = super().validate(phase)
+        outlined = [sample for sample in self._validation if sample.mask.any()]
+        rng = np.random.default_rng(0)
+        model = self.learner.model
+        by_batch = iter([outlined[start : start + 16] for start in range(0, len(outlined), 16)])
+
+        def predict(batch: ImageBatch) -> Tensor:
+            text = encode_batch(next(by_batch), self._tokenizer, rng, 1.0)
+            image_tokens, seg, _ = self.learner.align(self.learner.read(batch.pixels, text)[0], text)
+            _, region = model.locate(image_tokens.float(), seg.float(), batch.valid_cells)
+            return model.draw(model.image_encoder(batch.pixels), seg, region)[0]
+
+        dice = dice_by_dataset(outlined, predict, self._frame_side, phase.side)
+        return scores | {f"dice {name}": value for name, value in dice.items()}
