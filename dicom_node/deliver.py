@@ -7,10 +7,18 @@ from pathlib import Path
 
 from dicom_node.backoff import backoff_s
 from dicom_node.dimse.scu import SendStatus, send_instances
+from dicom_node.lease import Lease
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import Destination
 from storage.database import Database
-from storage.deliveries import ClaimedDelivery, claim_delivery, finish_delivery, retry_delivery_later
+from storage.deliveries import (
+    ClaimedDelivery,
+    DeliveryState,
+    claim_delivery,
+    finish_delivery,
+    heartbeat_delivery,
+    retry_delivery_later,
+)
 from storage.errors import LeaseLost
 from storage.index import find_instance
 from storage.part10 import absolute
@@ -65,11 +73,22 @@ def deliver(delivery_id: str, services: DeliveryServices) -> None:
         claimed = claim_delivery(tx, delivery_id, services.worker, delivery_settings.lease_s)
     if claimed is None:
         return
-    answer = _send(claimed, services)
+    with _lease(claimed, services):
+        answer = _send(claimed, services)
     try:
         _record(claimed, answer, services)
     except LeaseLost:
         logger.warning("delivery was taken over", extra={"delivery_id": delivery_id})
+
+
+def _lease(claimed: ClaimedDelivery, services: DeliveryServices) -> Lease:
+    lease_s = services.settings.delivery.lease_s
+
+    def beat() -> bool:
+        with services.database.transaction() as tx:
+            return heartbeat_delivery(tx, claimed.delivery_id, claimed.fence, lease_s)
+
+    return Lease(beat, lease_s)
 
 
 def _send(claimed: ClaimedDelivery, services: DeliveryServices) -> SendStatus:
@@ -88,6 +107,26 @@ def _send(claimed: ClaimedDelivery, services: DeliveryServices) -> SendStatus:
 def _record(claimed: ClaimedDelivery, answer: SendStatus, services: DeliveryServices) -> None:
     settings = services.settings.delivery
     verdict = classify(answer.status)
-    delay_s = backoff_s(claimed.attempt, settings.first_retry_s, settings.max_retry_s)
+    is_over = verdict is not Verdict.RETRY or claimed.age_s > settings.max_age_s
+    status = "no answer" if answer.status is None else f"0x{answer.status:04X}"
     with services.database.transaction() as tx:
-        is_over = verdict is Verdict.REFUSED or _age_s(tx, claimed) > settings.max_age_s
+        if is_over:
+            state = DeliveryState.DELIVERED if verdict is Verdict.DELIVERED else DeliveryState.FAILED
+            finish_delivery(tx, claimed.delivery_id, claimed.fence, state, status, detail=answer.detail)
+        else:
+            delay_s = backoff_s(claimed.attempt, settings.first_retry_s, settings.max_retry_s)
+            retry_delivery_later(
+                tx, claimed.delivery_id, claimed.fence, status, delay_s, detail=answer.detail
+            )
+    logger.log(
+        logging.INFO if verdict is Verdict.DELIVERED else logging.ERROR,
+        "delivery attempt",
+        extra={
+            "delivery_id": claimed.delivery_id,
+            "job_id": claimed.job_id,
+            "destination": claimed.destination,
+            "status": status,
+            "attempt": claimed.attempt,
+            "outcome": "given up" if is_over and verdict is Verdict.RETRY else verdict,
+        },
+    )

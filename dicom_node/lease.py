@@ -1,6 +1,7 @@
 """Keeps the lease of a claimed job or delivery alive while the work goes on, and ends work that takes too long."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
+
+from storage.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +20,9 @@ BEATS_PER_LEASE = 3.0
 class Lease:
     """Context manager: a thread that beats until the block ends.
 
-    `beat` extends the lease in the database and says whether it is still ours. `end_overdue` is called once
-    when the block has run for `time_limit_s`; it is expected to end the process, since nothing else stops a
-    computation in native code.
+    `beat` extends the lease in the database and says whether it is still ours. With `time_limit_s`,
+    `end_overdue` is called once when the block has run for so long; it is expected to end the process,
+    since nothing else stops a computation in native code.
     """
 
     def __init__(
@@ -27,8 +30,8 @@ class Lease:
         beat: Callable[[], bool],
         lease_s: float,
         *,
-        time_limit_s: float,
-        end_overdue: Callable[[], None],
+        time_limit_s: float = math.inf,
+        end_overdue: Callable[[], None] = lambda: None,
     ) -> None:
         self._beat = beat
         self._pause_s = lease_s / BEATS_PER_LEASE
@@ -59,7 +62,7 @@ class Lease:
     def _still_ours(self) -> bool:
         try:
             return self._beat()
-        except SQLAlchemyError:
+        except (SQLAlchemyError, StorageError):
             # A busy database may free itself before the lease runs out; the fence protects us if it does not.
             logger.warning("lease could not be extended", exc_info=True)
             return True

@@ -47,7 +47,9 @@ class Route(BaseModel):
         description="Regular expression searched in series and study description, case ignored; empty = any.",
     )
     calling_ae: Codes = Field(default=(), description="AE title of the sender is one of these; empty = any.")
-    model: str = Field(min_length=1, max_length=64, description="Name of the model package to run.")
+    model: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Name of the model package to run."
+    )
     query: str = Field(
         min_length=1,
         max_length=400,

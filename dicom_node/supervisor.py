@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,11 +57,10 @@ class Child:
 class Supervisor:
     """Holds the processes of one node; `run` blocks until `stop` or a signal."""
 
-    def __init__(self, settings: NodeSettings, config: Path | None) -> None:
-        self._settings = settings
-        self._run_folder = settings.home / "run"
+    def __init__(self, home: Path, commands: Mapping[str, tuple[str, ...]]) -> None:
+        self._home = home
         self._is_stopping = threading.Event()
-        self._children = [Child(name, _command(words, settings, config)) for name, words in PROCESSES]
+        self._children = [Child(name, command) for name, command in commands.items()]
 
     def stop(self) -> None:
         """Let `run` end the processes and return."""
@@ -93,7 +92,7 @@ class Supervisor:
         logger.error("process ended, starting it again", extra=extra)
 
     def _start(self, child: Child) -> None:
-        child.log = (self._settings.home / "logs" / f"{child.name}.out").open("ab")
+        child.log = (self._home / "logs" / f"{child.name}.out").open("ab")
         child.process = subprocess.Popen(
             child.command, stdin=subprocess.DEVNULL, stdout=child.log, stderr=child.log, env=_environment()
         )
@@ -109,7 +108,7 @@ class Supervisor:
             child.log = None
 
     def _pid_file(self, name: str) -> Path:
-        return self._run_folder / f"{name}.pid"
+        return self._home / "run" / f"{name}.pid"
 
     def _end_all(self) -> None:
         running = [(child, child.process) for child in self._children if child.process is not None]
@@ -128,7 +127,7 @@ class Supervisor:
 
 def serve(settings: NodeSettings, config: Path | None) -> None:
     """Run the whole node on this machine until SIGTERM or SIGINT."""
-    supervisor = Supervisor(settings, config)
+    supervisor = Supervisor(settings.home, node_commands(settings, config))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     supervisor.run()
@@ -185,10 +184,11 @@ def end_with_parent(parent_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _command(words: Sequence[str], settings: NodeSettings, config: Path | None) -> tuple[str, ...]:
+def node_commands(settings: NodeSettings, config: Path | None) -> dict[str, tuple[str, ...]]:
+    """The command line of every process of the node, by the name of its pid file."""
     given = ("--config", str(config.absolute())) if config is not None else ()
     common = ("--home", str(settings.home), *given, "--parent", str(os.getpid()))
-    return (sys.executable, "-m", "dicom_node", *words, *common)
+    return {name: (sys.executable, "-m", "dicom_node", *words, *common) for name, words in PROCESSES}
 
 
 def _environment() -> dict[str, str]:
