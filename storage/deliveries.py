@@ -1,7 +1,7 @@
 """Outbox of results to send; one DeliveryAttempt row per try, written before anything is sent."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -130,31 +130,6 @@ def due_deliveries(tx: Transaction, limit: int = 100) -> list[str]:
     """Return the ids of deliveries that somebody should claim now, the oldest first."""
     statement = select(Delivery.delivery_id).where(is_due(Delivery, (DeliveryState.QUEUED,)))
     return list(tx.scalars(statement.order_by(Delivery.created_at).limit(limit)))
-
-
-def list_deliveries(
-    tx: Transaction,
-    *,
-    state: DeliveryState | None = None,
-    job_id: str | None = None,
-    limit: int = 100,
-    offset: int = 0,
-) -> Sequence[Delivery]:
-    """Return deliveries, the newest first."""
-    order = (Delivery.created_at.desc(), Delivery.delivery_id)
-    statement = select(Delivery).order_by(*order).limit(limit).offset(offset)
-    if state is not None:
-        statement = statement.where(Delivery.state == state)
-    if job_id is not None:
-        statement = statement.where(Delivery.job_id == job_id)
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def attempts_of_delivery(tx: Transaction, delivery_id: str) -> Sequence[DeliveryAttempt]:
-    """Return every try at the delivery, the first one first."""
-    condition = DeliveryAttempt.delivery_id == delivery_id
-    statement = select(DeliveryAttempt).where(condition).order_by(DeliveryAttempt.attempt)
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
 
 
 _CLAIMED = (

@@ -8,7 +8,7 @@ Source: PS3.4 CC.1.1.
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -39,8 +39,8 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.COMPLETED: frozenset(),
     JobState.CANCELED: frozenset(),
 }
-FAILED = "FAILED"  # outcome of a job that was given up
 
+_GIVEN_UP = "FAILED"  # outcome
 _OPEN = (JobState.SCHEDULED, JobState.IN_PROGRESS)
 
 
@@ -197,29 +197,6 @@ def due_jobs(tx: Transaction, limit: int = 100) -> list[str]:
     return list(tx.scalars(statement.limit(limit)))
 
 
-def list_jobs(
-    tx: Transaction,
-    *,
-    state: JobState | None = None,
-    study_instance_uid: str | None = None,
-    limit: int = 100,
-    offset: int = 0,
-) -> Sequence[Job]:
-    """Return jobs, the newest first."""
-    statement = select(Job).order_by(Job.created_at.desc(), Job.job_id).limit(limit).offset(offset)
-    if state is not None:
-        statement = statement.where(Job.state == state)
-    if study_instance_uid is not None:
-        statement = statement.where(Job.study_instance_uid == study_instance_uid)
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def attempts_of_job(tx: Transaction, job_id: str) -> Sequence[JobAttempt]:
-    """Return every try at the job, the first one first."""
-    statement = select(JobAttempt).where(JobAttempt.job_id == job_id).order_by(JobAttempt.attempt)
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
-
-
 _CLAIMED = (
     Job.job_id,
     Job.study_instance_uid,
@@ -253,7 +230,7 @@ def _give_up(tx: Transaction, job_id: str, max_attempts: int) -> None:
         .values(
             {
                 Job.state: JobState.CANCELED,
-                Job.outcome: FAILED,
+                Job.outcome: _GIVEN_UP,
                 Job.reason: func.substr(reason + func.coalesce(last_error, ""), 1, 1000),
                 Job.finished_at: database_now(),
                 Job.fence: Job.fence + 1,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -14,8 +14,8 @@ class StorageSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    database_url: str
-    files_root: Path
+    database_url: str = Field(repr=False, description="SQLAlchemy URL: sqlite:////... or postgresql://...")
+    files_root: Path = Field(description="Folder of the Part 10 files.")
 
     @field_validator("files_root")
     @classmethod

@@ -67,14 +67,25 @@ def quiet_studies(tx: Transaction, quiet_period_s: float, limit: int = 100) -> S
 
 
 def mark_complete(
-    tx: Transaction, study_instance_uid: str, version: int, evidence: Mapping[str, Any]
+    tx: Transaction,
+    study_instance_uid: str,
+    version: int,
+    evidence: Mapping[str, Any],
+    *,
+    last_received_at: float | None = None,
 ) -> bool:
-    """Call this version of the study complete, once; False if another did or an instance arrived."""
+    """Call this version of the study complete, once; False if another did.
+
+    With the `last_received_at` that `quiet_studies` gave in an earlier transaction, also False if an
+    instance arrived since: the evidence would no longer be true.
+    """
+    unchanged = () if last_received_at is None else (Study.last_received_at == last_received_at,)
     return _update_study(
         tx,
         study_instance_uid,
         Study.completed_at.is_(None),
         Study.version == version,
+        *unchanged,
         completed_at=database_now(),
         evidence=json.dumps(evidence, sort_keys=True),
     )
