@@ -18,7 +18,7 @@ from inference.runtime.engine import Array, Engine, require_output
 from inference.runtime.generate import Answer, DecodingRules, Floats, generate
 from inference.runtime.model_repository import ModelPackage
 from inference.runtime.onnx_engine import OnnxEngine
-from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, STATE, open_engines
+from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, STATE, OpenEngine, open_engines
 from inference.settings import InferenceSettings
 
 Clock = Callable[[], float]
@@ -38,7 +38,12 @@ class Sim4SegPredictor:
     """Sim4Seg (arXiv 2511.06665) on exported graphs: the answer first, then the mask it asks for."""
 
     def __init__(
-        self, package: ModelPackage, settings: InferenceSettings, *, clock: Clock = time.perf_counter
+        self,
+        package: ModelPackage,
+        settings: InferenceSettings,
+        *,
+        clock: Clock = time.perf_counter,
+        open_engine: OpenEngine | None = None,
     ) -> None:
         """Load the four graphs of `package`, check that they fit together, and run each once.
 
@@ -50,7 +55,7 @@ class Sim4SegPredictor:
         self.name, self.version = self.manifest.model.name, self.manifest.model.version
         self.digest = package.digest
         self.conversation = Conversation(package.read(self.manifest.text.tokenizer), self.manifest)
-        self.engines = open_engines(package, lambda name, model: _open_engine(name, model, settings))
+        self.engines = open_engines(package, open_engine or _on_onnx_runtime(settings))
         self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
         self._clock = clock
         self.warm_up()
@@ -206,8 +211,13 @@ def _no_region(grid: int) -> Region:
     return Region(np.zeros((0, 0), np.float32), 0.0, nowhere, nowhere > 0)
 
 
-def _open_engine(name: str, model: bytes, settings: InferenceSettings) -> Engine:
-    return OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=settings.threads)
+def _on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
+    def open_engine(name: str, model: bytes) -> Engine:
+        return OnnxEngine(
+            name, model, execution_providers=settings.execution_providers, threads=settings.threads
+        )
+
+    return open_engine
 
 
 @dataclass
