@@ -53,6 +53,7 @@ class StubPredictor:
 
     def segment(self, images: Sequence[Image], prompt: Prompt, like: Prediction | None) -> list[Prediction]:
         """Each image for itself; whole answers even with `like`, since they cost nothing here."""
+        del like
         return [self.predict(image, prompt) for image in images]
 
     def _answer(self, mask: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Question -> token ids, token ids -> answer text and diagnosis, with the tokenizer of the model package."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from inference.prompts import ANSWER_CUE, DIAGNOSIS_CUE, IM_END, SPECIAL_TOKENS,
 from inference.runtime.generate import Answer
 from inference.runtime.model_repository import Manifest
 
+LOG = logging.getLogger(__name__)
 MAX_QUERY_CHARACTERS = 4000
 
 
@@ -81,6 +83,9 @@ class Conversation:
         encoding = self._tokenizer.encode(query, add_special_tokens=False)
         if len(encoding.ids) <= self._max_query_tokens:
             return query
+        LOG.warning(
+            "the query has %d tokens; its first %d are asked", len(encoding.ids), self._max_query_tokens
+        )
         return query[: encoding.offsets[self._max_query_tokens - 1][1]]
 
     def _diagnosis_place(self, token_ids: Sequence[int]) -> int | None:

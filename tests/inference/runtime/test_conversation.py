@@ -53,7 +53,9 @@ def test_a_question_is_im_end_then_the_template(tokenizer: Tokenizer) -> None:
     assert ids[0, 1:].tolist() == tokenizer.encode(prompts.prompt_text("Where is the lesion?")).ids
 
 
-def test_a_long_query_is_cut_and_the_cue_is_kept(tokenizer: Tokenizer) -> None:
+def test_a_long_query_is_cut_and_the_cue_is_kept(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     query = "Is there a lesion, and is it malignant? " * 40
     ids = converse(tokenizer, longest=10).question_ids(query)
     text = tokenizer.decode(ids[0, 1:].tolist())
@@ -61,6 +63,8 @@ def test_a_long_query_is_cut_and_the_cue_is_kept(tokenizer: Tokenizer) -> None:
     assert text.endswith(prompts.ANSWER_CUE)
     cut = text.removeprefix("\nUSER: ").removesuffix(prompts.ANSWER_CUE)
     assert 8 <= len(tokenizer.encode(cut).ids) <= 10
+    assert "its first 10 are asked" in caplog.text
+    assert "lesion" not in caplog.text
 
 
 def test_a_query_of_any_script_is_taken(tokenizer: Tokenizer) -> None:
