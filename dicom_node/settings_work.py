@@ -111,7 +111,10 @@ class LimitSettings(Section):
         default=2000, ge=1, le=100000, description="Frames of a series that a job runs on."
     )
     max_frame_megapixels: float = Field(
-        default=64.0, gt=0, le=1000, description="Largest frame that a job decodes, in million pixels."
+        default=50.0, gt=0, le=1000, description="Largest frame that a job decodes, in million pixels."
+    )
+    max_series_megapixels: float = Field(
+        default=600.0, gt=0, le=100000, description="All frames of a series together, in million samples."
     )
 
 

@@ -11,8 +11,10 @@ from kombu.exceptions import OperationalError
 
 from dicom_node.attempt import MODEL_ERRORS, claim, keep_lease, settle_failure
 from dicom_node.deliver import DeliveryServices, deliver
-from dicom_node.pipeline import run_job
-from dicom_node.services import Predictors, open_services
+from dicom_node.frames import FrameLimits
+from dicom_node.pipeline import Services, run_job
+from dicom_node.predictors import Predictors
+from dicom_node.services import open_receiver
 from dicom_node.settings import NodeSettings
 from storage.database import Database
 from storage.deliveries import due_deliveries
@@ -105,7 +107,14 @@ class RunWorker:
         self._database = database
         self._wake_ups = wake_ups
         self._predictors = Predictors(settings)
-        self._services = open_services(settings, database, self._predictors.open)
+        self._services = Services(
+            database=database,
+            receiver=open_receiver(settings, database),
+            files_root=settings.storage.files_root,
+            open_predictor=self._predictors.open,
+            frame_limits=_frame_limits(settings),
+            destinations=tuple(destination.name for destination in settings.destinations),
+        )
 
     def open_models(self) -> None:
         """Open every model of the rules before the first job; what cannot be opened makes the node unready."""
@@ -148,6 +157,11 @@ class RunWorker:
 def worker_name() -> str:
     """Who holds a lease: host and process."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _frame_limits(settings: NodeSettings) -> FrameLimits:
+    limits = settings.limits
+    return FrameLimits(limits.max_frames, limits.max_frame_megapixels, limits.max_series_megapixels)
 
 
 def start_worker(app: Celery, queue: str, settings: NodeSettings) -> int:

@@ -64,7 +64,7 @@ def test_no_column_that_names_a_patient_is_a_field() -> None:
 def test_texts_of_others_are_withheld(log: Path, name: str) -> None:
     logging.getLogger(name).error("invalid value %s", SECRET)
     assert SECRET not in log.read_text()
-    assert str(lines(log)[0]["where"]).endswith(str(lines(log)[0]["where"]).split(":")[-1])
+    assert "test_logs.py" in str(lines(log)[0]["where"])
 
 
 def test_warnings_are_withheld(log: Path) -> None:

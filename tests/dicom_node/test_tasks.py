@@ -1,0 +1,316 @@
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kombu.exceptions import OperationalError
+from sqlalchemy import select, update
+
+from dicom_node import readiness, tasks
+from dicom_node.completion import complete_studies
+from dicom_node.lease import Lease
+from dicom_node.pipeline import Services
+from dicom_node.services import open_receiver
+from dicom_node.settings import NodeSettings, load_settings
+from dicom_node.sweep import Sweep
+from dicom_node.tasks import RunWorker, WakeUps, build_app
+from inference.errors import EngineRejected
+from storage.database import Database, upgrade
+from storage.errors import LeaseLost, StorageUnavailable
+from storage.index import Origin, request_completion
+from storage.jobs import ClaimedJob, cancel_job, claim_job
+from storage.tables import Instance, Job
+from tests.builders import make_ultrasound
+from tests.stub_engine import StubPredictor
+
+
+class SentWakeUps(WakeUps):
+    """Keeps what would be sent; `is_down` plays a broker that does not answer."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+        self.is_down = False
+
+    def run_job(self, job_id: str) -> None:
+        self._send("run", job_id)
+
+    def deliver(self, delivery_id: str) -> None:
+        self._send("deliver", delivery_id)
+
+    def _send(self, queue: str, work_id: str) -> None:
+        if self.is_down:
+            raise OperationalError("no broker")
+        self.sent.append((queue, work_id))
+
+
+@dataclass
+class Node:
+    """The parts of a node in this process."""
+
+    settings: NodeSettings
+    database: Database
+    wake_ups: SentWakeUps
+
+    def worker(self) -> RunWorker:
+        return RunWorker(self.settings, self.database, self.wake_ups)
+
+    def receive(self) -> str:
+        """Receive one ultrasound image and route it; gives the id of its job."""
+        file = io.BytesIO()
+        make_ultrasound().save_as(file, enforce_file_format=True)
+        receiver = open_receiver(self.settings, self.database)
+        study = receiver.receive_part10([file.getvalue()], Origin("DIMSE", "SCANNER")).study_instance_uid
+        with self.database.transaction() as tx:
+            request_completion(tx, study, "test")
+        (job_id,) = complete_studies(self.database, self.settings)
+        return job_id
+
+    def job(self, job_id: str) -> Job:
+        with self.database.reading() as tx:
+            return tx.get_one(Job, job_id)
+
+    def make_due(self) -> None:
+        with self.database.transaction() as tx:
+            tx.execute(update(Job).values(next_attempt_at=0.0, lease_expires_at=None))
+
+    def own_results(self) -> int:
+        with self.database.reading() as tx:
+            return len(tx.scalars(select(Instance).where(Instance.origin_kind == "OWN RESULT")).all())
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    for key, value in {"LIMITS__MIN_FREE_MB": "0", "JOBS__FIRST_RETRY_S": "60"}.items():
+        monkeypatch.setenv(f"DICOM_NODE_{key}", value)
+    monkeypatch.setenv(
+        "DICOM_NODE_DESTINATIONS", '[{"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 1}]'
+    )
+    settings = load_settings(tmp_path)
+    upgrade(settings.storage.database_url)
+    database = Database(settings.storage.database_url)
+    yield Node(settings, database, SentWakeUps())
+    database.close()
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> StubPredictor:
+    """A predictor without weights in place of the model package."""
+    predictor = StubPredictor()
+    monkeypatch.setattr("dicom_node.predictors.open_predictor", lambda *_: predictor)
+    return predictor
+
+
+def test_a_job_ends_with_stored_results_and_woken_deliveries(node: Node, stub: StubPredictor) -> None:
+    job_id = node.receive()
+    node.worker().run(job_id)
+    job = node.job(job_id)
+    assert (job.state, job.outcome, job.attempts, job.reason) == ("COMPLETED", "RESULT", 1, None)
+    assert json.loads(job.summary or "")["diagnosis"] == "benign"
+    assert node.own_results() == 2
+    assert [queue for queue, _ in node.wake_ups.sent] == ["deliver", "deliver"]
+
+
+def test_a_second_wake_up_runs_nothing(node: Node, stub: StubPredictor) -> None:
+    job_id = node.receive()
+    worker = node.worker()
+    worker.run(job_id)
+    worker.run(job_id)
+    assert (node.job(job_id).attempts, len(stub.asked)) == (1, 1)
+
+
+def test_a_failed_attempt_is_made_again_and_the_last_one_cancels(
+    node: Node, stub: StubPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(job: ClaimedJob, services: Services) -> None:
+        raise RuntimeError("the canary DOE^JOHN")
+
+    monkeypatch.setattr(tasks, "run_job", fail)
+    job_id = node.receive()
+    worker = node.worker()
+    worker.run(job_id)
+    waiting = node.job(job_id)
+    assert (waiting.state, waiting.attempts, waiting.outcome) == ("IN PROGRESS", 1, None)
+    worker.run(job_id)  # not due yet
+    assert node.job(job_id).attempts == 1
+    for _ in range(2):
+        node.make_due()
+        worker.run(job_id)
+    failed = node.job(job_id)
+    assert (failed.state, failed.outcome, failed.attempts) == ("CANCELED", "FAILED", 3)
+    assert failed.reason == "RuntimeError"  # its text may carry patient values
+
+
+def test_an_attempt_after_a_failed_one_ends_well(
+    node: Node, stub: StubPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = node.receive()
+    worker = node.worker()
+    with monkeypatch.context() as broken:
+        broken.setattr(tasks, "run_job", lambda *_: (_ for _ in ()).throw(StorageUnavailable("locked")))
+        worker.run(job_id)
+    node.make_due()
+    worker.run(job_id)
+    assert (node.job(job_id).state, node.job(job_id).attempts, node.own_results()) == ("COMPLETED", 2, 2)
+
+
+def test_a_lost_lease_leaves_the_job_to_who_has_it(
+    node: Node, stub: StubPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(job: ClaimedJob, services: Services) -> None:
+        node.make_due()
+        with node.database.transaction() as tx:
+            assert claim_job(tx, job.job_id, "another worker", 60, 3) is not None
+        raise LeaseLost(job.job_id, job.fence)
+
+    monkeypatch.setattr(tasks, "run_job", lose)
+    job_id = node.receive()
+    node.worker().run(job_id)
+    assert (node.job(job_id).state, node.job(job_id).leased_by) == ("IN PROGRESS", "another worker")
+
+
+def test_a_model_that_cannot_be_opened_fails_the_job_and_readiness(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineRejected("the graph has no output logits; export the model again")
+
+    monkeypatch.setattr("dicom_node.predictors.open_predictor", refuse)
+    worker = node.worker()
+    worker.open_models()
+    assert readiness.problems(node.settings.home) == [
+        "model sim4seg-s: the graph has no output logits; export the model again"
+    ]
+    job_id = node.receive()
+    worker.run(job_id)
+    job = node.job(job_id)
+    assert (job.state, job.outcome, job.attempts) == ("CANCELED", "FAILED", 1)
+    assert job.reason == "the graph has no output logits; export the model again"
+
+
+def test_a_repaired_model_makes_the_node_ready_without_a_restart(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = node.worker()
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            "dicom_node.predictors.open_predictor", lambda *_: (_ for _ in ()).throw(EngineRejected("x"))
+        )
+        worker.open_models()
+    monkeypatch.setattr("dicom_node.predictors.open_predictor", lambda *_: StubPredictor())
+    job_id = node.receive()
+    worker.run(job_id)
+    assert node.job(job_id).state == "COMPLETED"
+    assert readiness.problems(node.settings.home) == []
+
+
+def test_no_broker_after_a_job_harms_nothing(node: Node, stub: StubPredictor) -> None:
+    job_id = node.receive()
+    node.wake_ups.is_down = True
+    node.worker().run(job_id)
+    assert node.job(job_id).state == "COMPLETED"
+
+
+def test_a_canceled_job_is_not_run(node: Node, stub: StubPredictor) -> None:
+    job_id = node.receive()
+    with node.database.transaction() as tx:
+        job = claim_job(tx, job_id, "operator", 60, 3)
+        assert job is not None
+        cancel_job(tx, job_id, job.fence, "FAILED", "an operator ended it")
+    node.worker().run(job_id)
+    assert stub.asked == []
+
+
+def test_the_sweep_wakes_what_is_due_and_not_more_often_than_set(node: Node, stub: StubPredictor) -> None:
+    job_id = node.receive()
+    sweep = Sweep(node.database, node.settings, node.wake_ups)
+    sweep.run_once()
+    sweep.run_once()
+    assert node.wake_ups.sent == [("run", job_id)]
+    node.worker().run(job_id)
+    node.wake_ups.sent.clear()
+    sweep.run_once()
+    assert [queue for queue, _ in node.wake_ups.sent] == ["deliver", "deliver"]
+
+
+def test_the_sweep_goes_on_without_a_broker(node: Node) -> None:
+    job_id = node.receive()
+    sweep = Sweep(node.database, node.settings, node.wake_ups)
+    node.wake_ups.is_down = True
+    sweep.run_once()
+    node.wake_ups.is_down = False
+    sweep.run_once()
+    assert node.wake_ups.sent == [("run", job_id)]
+
+
+def test_the_sweep_goes_on_without_a_database(node: Node) -> None:
+    node.database.close()
+    path = node.settings.home / "node.sqlite"
+    shutil.move(path, path.with_suffix(".away"))
+    sweep = Sweep(node.database, node.settings, node.wake_ups)
+    sweep.run_once()
+    assert node.wake_ups.sent == []
+
+
+def test_a_message_of_the_embedded_broker_lies_under_home(node: Node) -> None:
+    WakeUps(build_app(node.settings)).run_job("0123")
+    (message,) = (node.settings.home / "broker" / "messages").iterdir()
+    assert json.loads(message.read_text())["properties"]["delivery_info"]["routing_key"] == "run"
+    assert not (Path.cwd() / "control").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["accept_content", "task_serializer", "task_acks_late", "worker_prefetch_multiplier"]
+)
+def test_celery_takes_json_one_at_a_time(node: Node, setting: str) -> None:
+    expected = {
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "task_acks_late": True,
+        "worker_prefetch_multiplier": 1,
+    }
+    assert build_app(node.settings).conf[setting] == expected[setting]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_lease_beats_until_the_block_ends() -> None:
+    beats: list[float] = []
+    with Lease(lambda: bool(beats.append(time.monotonic()) or True), 0.06):
+        until(lambda: len(beats) >= 3)
+    count = len(beats)
+    time.sleep(0.1)
+    assert len(beats) == count
+
+
+def test_a_lease_that_is_lost_beats_no_more() -> None:
+    beats: list[int] = []
+    with Lease(lambda: bool(beats.append(1)), 0.03):
+        time.sleep(0.2)
+    assert beats == [1]
+
+
+def test_a_busy_database_does_not_end_the_beating() -> None:
+    beats: list[int] = []
+
+    def beat() -> bool:
+        beats.append(1)
+        raise StorageUnavailable("locked")
+
+    with Lease(beat, 0.03):
+        until(lambda: len(beats) >= 3)
+
+
+def test_work_that_takes_too_long_is_ended_once() -> None:
+    ended: list[int] = []
+    with Lease(lambda: True, 60, time_limit_s=0.05, end_overdue=lambda: ended.append(1)):
+        time.sleep(0.3)
+    assert ended == [1]
