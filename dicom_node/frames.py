@@ -1,0 +1,345 @@
+"""5 PREPROCESS (DICOM half). Series -> frames: display pixels, each with its plane geometry (LPS, mm)."""
+
+import hashlib
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import iter_pixels
+from pydicom.uid import ExplicitVRBigEndian
+
+from dicom_node.display import Display, to_display
+
+Triple = tuple[float, float, float]
+HASH_CHUNK_BYTES = 1 << 20
+IMAGER_PIXEL_SPACING = "Imager Pixel Spacing"  # at the detector, so larger than in the patient
+
+# What pydicom and its decoders raise for pixels they cannot decode; there is no common base class.
+UNDECODABLE = (
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    InvalidDicomError,
+)
+
+NOT_IMAGES: dict[str, str] = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole slide image, whose frames are tiles",
+}
+GROUPS_OF_INTEREST = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "FrameVOILUTSequence",
+    "PixelValueTransformationSequence",
+)
+ROOT_OF_INTEREST = (
+    "Modality",
+    "BodyPartExamined",
+    "PhotometricInterpretation",
+    "BitsStored",
+    "BitsAllocated",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "SequenceOfUltrasoundRegions",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+)
+
+
+class NotSuitable(Exception):
+    """A series that cannot be analysed, now or later; `reason` is a sentence without names."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class FrameLimits:
+    """What one series may hold; checked against the headers, before a pixel is decoded."""
+
+    max_frames: int = 2000  # of the series
+    max_frame_megapixels: float = 50.0  # rows x columns of one frame
+    max_series_megapixels: float = 600.0  # rows x columns x samples x frames: megabytes held in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One 2D image plane, as it is shown, and where it lies."""
+
+    display: Display  # (H, W) grey or (H, W, 3) RGB; grey stays one channel until it is asked for
+    source: Dataset  # header of its instance, without pixels
+    frame_number: int | None  # 1-based in a multi-frame instance
+    spacing_mm: tuple[float, float] | None  # between rows, between columns
+    spacing_origin: str  # which attribute the spacing comes from; "" when there is none
+    position: Triple | None  # LPS, mm, centre of the first pixel, digits as in the source
+    orientation: tuple[float, ...] | None  # direction cosines of row and column, digits as in the source
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """Display values (H, W, 3) uint8, RGB."""
+        if self.display.ndim == 3:
+            return self.display
+        return np.repeat(self.display[:, :, np.newaxis], 3, axis=2)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.display.shape[0], self.display.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSeries:
+    """The frames of one series in geometric order, all of one size."""
+
+    datasets: tuple[Dataset, ...]  # headers as read, in the order of their first frame
+    frames: tuple[Frame, ...]
+    digests: tuple[str, ...]  # sha256 of the files the frames come from, sorted
+    left_out: tuple[str, ...]  # why an instance or frame of the series is not among `frames`
+
+
+@dataclass(frozen=True, eq=False)
+class _Instance:
+    path: Path
+    header: Dataset
+    frame_count: int
+
+
+def load_series(paths: Sequence[Path], limits: FrameLimits) -> SourceSeries:
+    """Read the files of one series into frames sorted by geometry, never by arrival.
+
+    Raises
+    ------
+    NotSuitable
+        If no file holds an image that can be shown, or the series is larger than `limits`.
+    """
+    left_out: list[str] = []
+    instances = _readable(paths, left_out)
+    _check_limits(instances, limits)
+    frames = [frame for instance in instances for frame in _decode(instance, left_out)]
+    if not frames:
+        raise NotSuitable(left_out[0] if left_out else "the series has no instances")
+    kept = _sorted_by_geometry(_of_commonest_size(frames, left_out))
+    datasets = tuple({str(frame.source.SOPInstanceUID): frame.source for frame in kept}.values())
+    used = {str(dataset.SOPInstanceUID) for dataset in datasets}
+    digests = sorted(_sha256(i.path) for i in instances if str(i.header.SOPInstanceUID) in used)
+    return SourceSeries(datasets, tuple(kept), tuple(digests), tuple(left_out))
+
+
+def _readable(paths: Sequence[Path], left_out: list[str]) -> list[_Instance]:
+    by_uid: dict[str, _Instance] = {}
+    for path in paths:
+        instance = _read(path, left_out)
+        if instance is not None:
+            by_uid.setdefault(str(instance.header.SOPInstanceUID), instance)
+    if len({str(instance.header.SeriesInstanceUID) for instance in by_uid.values()}) > 1:
+        raise NotSuitable("the files belong to more than one series")
+    return [by_uid[uid] for uid in sorted(by_uid)]
+
+
+def _read(path: Path, left_out: list[str]) -> _Instance | None:
+    try:
+        header = dcmread(path, stop_before_pixels=True)
+        reason = _why_no_image(header)
+        frame_count = int(header.get("NumberOfFrames") or 1)
+    except UNDECODABLE as error:
+        left_out.append(f"an instance cannot be read ({type(error).__name__})")
+        return None
+    if reason:
+        left_out.append(reason)
+        return None
+    return _Instance(path, header, max(frame_count, 1))
+
+
+def _why_no_image(header: Dataset) -> str:
+    what = NOT_IMAGES.get(str(header.get("SOPClassUID", "")))
+    if what:
+        return f"an instance is {what}, not an image to analyse"
+    if not all(header.get(uid) for uid in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")):
+        return "an instance lacks one of its UIDs"
+    if not header.get("Rows") or not header.get("Columns") or not header.get("BitsStored"):
+        return "an instance holds no image"
+    is_palette = header.get("PhotometricInterpretation") == "PALETTE COLOR"
+    if is_palette and header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+        return "an instance has a palette in the retired big endian encoding, which is not read"
+    return ""
+
+
+def _check_limits(instances: Sequence[_Instance], limits: FrameLimits) -> None:
+    frames = sum(instance.frame_count for instance in instances)
+    if frames > limits.max_frames:
+        raise NotSuitable(f"the series has {frames} frames, more than the {limits.max_frames} allowed")
+    megapixels = 0.0
+    for instance in instances:
+        frame = int(instance.header.Rows) * int(instance.header.Columns) / 1e6
+        if frame > limits.max_frame_megapixels:
+            raise NotSuitable(
+                f"a frame has {frame:.1f} megapixels, more than {limits.max_frame_megapixels:g}"
+            )
+        megapixels += frame * int(instance.header.get("SamplesPerPixel") or 1) * instance.frame_count
+    if megapixels > limits.max_series_megapixels:
+        raise NotSuitable(
+            f"the series has {megapixels:.0f} megapixels, more than {limits.max_series_megapixels:g}"
+        )
+
+
+def _decode(instance: _Instance, left_out: list[str]) -> list[Frame]:
+    frames: list[Frame] = []
+    try:
+        for index, stored in enumerate(_pixels(instance)):
+            header = frame_attributes(instance.header, index)
+            number = index + 1 if "NumberOfFrames" in instance.header else None
+            frames.append(_frame(to_display(stored, header), instance.header, header, number))
+    except UNDECODABLE as error:
+        left_out.append(f"the pixels of an instance cannot be decoded ({type(error).__name__})")
+        return []
+    return frames
+
+
+def _pixels(instance: _Instance) -> Iterator[NDArray[np.generic]]:
+    """Stored values of each frame; only what is not compressed can be read frame by frame from the file."""
+    syntax = instance.header.file_meta.TransferSyntaxUID
+    if syntax.is_deflated or syntax.is_compressed:
+        yield from iter_pixels(dcmread(instance.path))
+    else:
+        yield from iter_pixels(instance.path)
+
+
+def frame_attributes(header: Dataset, index: int) -> Dataset:
+    """Attributes of frame `index` (0-based): those of the root, overlaid by its functional groups."""
+    if "SharedFunctionalGroupsSequence" not in header and "PerFrameFunctionalGroupsSequence" not in header:
+        return header
+    attributes = Dataset()
+    for keyword in ROOT_OF_INTEREST:
+        if keyword in header:
+            attributes[keyword] = header[keyword]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
+    own = list(header.get("PerFrameFunctionalGroupsSequence") or [])[index : index + 1]
+    for group in (*shared, *own):
+        for keyword in GROUPS_OF_INTEREST:
+            for item in list(group.get(keyword) or [])[:1]:
+                attributes.update(item)
+    return attributes
+
+
+def _frame(display: Display, source: Dataset, header: Dataset, number: int | None) -> Frame:
+    spacing, origin = spacing_of(header)
+    position, orientation = plane_of(header)
+    return Frame(display, source, number, spacing, origin, position, orientation)
+
+
+def spacing_of(header: Dataset) -> tuple[tuple[float, float] | None, str]:
+    """Distance of rows and of columns in mm, and which attribute says so."""
+    for keyword, origin in (
+        ("PixelSpacing", "Pixel Spacing"),
+        ("ImagerPixelSpacing", IMAGER_PIXEL_SPACING),
+    ):
+        values = _finite(header.get(keyword), 2)
+        if values is not None and min(values) > 0:
+            return (values[0], values[1]), origin
+    ultrasound = _ultrasound_spacing(header)
+    return (ultrasound, "Sequence of Ultrasound Regions") if ultrasound else (None, "")
+
+
+def _ultrasound_spacing(header: Dataset) -> tuple[float, float] | None:
+    """Spacing of the first 2D tissue region that is calibrated in cm. Source: PS3.3 C.8.5.5."""
+    for region in header.get("SequenceOfUltrasoundRegions") or []:
+        is_cm = region.get("PhysicalUnitsXDirection") == 3 and region.get("PhysicalUnitsYDirection") == 3
+        deltas = _finite([region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")], 2)
+        if is_cm and region.get("RegionSpatialFormat", 1) == 1 and deltas and 0.0 not in deltas:
+            return abs(deltas[0]) * 10.0, abs(deltas[1]) * 10.0
+    return None
+
+
+def plane_of(header: Dataset) -> tuple[Triple | None, tuple[float, ...] | None]:
+    """Image Position and Orientation (Patient), or (None, None) where they are missing or not orthonormal."""
+    position = _finite(header.get("ImagePositionPatient"), 3)
+    orientation = _finite(header.get("ImageOrientationPatient"), 6)
+    if position is None or orientation is None:
+        return None, None
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    lengths = (float(np.linalg.norm(row)), float(np.linalg.norm(column)))
+    if max(abs(length - 1.0) for length in lengths) > 1e-2 or abs(float(row @ column)) > 1e-2:
+        return None, None
+    return (position[0], position[1], position[2]), orientation
+
+
+def _finite(values: object, count: int) -> tuple[float, ...] | None:
+    """`count` finite numbers, kept as they are so that a decimal string keeps its digits."""
+    if not hasattr(values, "__iter__"):
+        return None
+    numbers = tuple(values)
+    if len(numbers) != count or not all(isinstance(number, int | float) for number in numbers):
+        return None
+    return numbers if all(np.isfinite(float(number)) for number in numbers) else None
+
+
+def _of_commonest_size(frames: list[Frame], left_out: list[str]) -> list[Frame]:
+    """A SEG has one matrix size, so the frames of the commonest size are analysed and the others named."""
+    (size, count), *_ = Counter(frame.size for frame in frames).most_common(1)
+    if count < len(frames):
+        left_out.append(f"{len(frames) - count} frames are not {size[0]} x {size[1]} pixels like the others")
+    return [frame for frame in frames if frame.size == size]
+
+
+def _sorted_by_geometry(frames: list[Frame]) -> list[Frame]:
+    orientations: list[tuple[float, ...]] = []
+    if all(frame.orientation is not None for frame in frames):
+        orientations = sorted({_rounded(frame.orientation) for frame in frames})
+
+    def key(frame: Frame) -> tuple[int, float, float, int, str, int]:
+        which = orientations.index(_rounded(frame.orientation)) if orientations else 0
+        along = round(distance_along_normal(frame), 3) if orientations else 0.0
+        time = float(frame.source.get("TriggerTime") or 0) if orientations else 0.0
+        number = int(frame.source.get("InstanceNumber") or 0)
+        return which, along, time, number, str(frame.source.SOPInstanceUID), frame.frame_number or 0
+
+    return sorted(frames, key=key)
+
+
+def _rounded(orientation: tuple[float, ...] | None) -> tuple[float, ...]:
+    return tuple(round(float(cosine), 3) + 0.0 for cosine in orientation or ())
+
+
+def distance_along_normal(frame: Frame) -> float:
+    """Where the plane lies along its own normal, in mm; 0 without geometry."""
+    if frame.position is None or frame.orientation is None:
+        return 0.0
+    normal = np.cross(np.array(frame.orientation[:3], float), np.array(frame.orientation[3:], float))
+    return float(normal @ np.array(frame.position, float))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

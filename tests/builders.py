@@ -1,0 +1,87 @@
+"""Plain functions that make synthetic DICOM series and masks; all patients are invented."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from dicom_node.make_dicom import Patient, SeriesDetails, build_series
+
+PATIENT = Patient("Test^Synthetic", "SYNTH-1", "19700101", "F")
+DARK, BRIGHT = 20, 170
+
+
+def make_ellipse(
+    size: tuple[int, int], centre: tuple[float, float], radii: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """Mask (H, W) of an ellipse; `centre` and `radii` as (row, column)."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return ((rows - centre[0]) / radii[0]) ** 2 + ((columns - centre[1]) / radii[1]) ** 2 <= 1.0
+
+
+def make_grey_image(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Bright noise with the mask's part dark, so that a threshold finds it again."""
+    noise = np.random.default_rng(mask.size).integers(-15, 16, mask.shape)
+    return (np.where(mask, DARK, BRIGHT) + noise).clip(0, 255).astype(np.uint8)
+
+
+def make_colour_image(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """As make_grey_image, reddish."""
+    grey = make_grey_image(mask).astype(int)
+    return np.stack([grey, grey * 3 // 4, grey // 2], axis=-1).astype(np.uint8)
+
+
+def make_ultrasound(
+    mask: NDArray[np.bool_] | None = None, spacing_mm: tuple[float, float] | None = (0.2, 0.1)
+) -> Dataset:
+    """A breast ultrasound image whose dark part is `mask`."""
+    mask = make_ellipse((60, 81), (30, 40), (12, 18)) if mask is None else mask
+    details = SeriesDetails(modality="US", body_part="BREAST", patient=PATIENT, spacing_mm=spacing_mm)
+    return build_series([make_grey_image(mask)], details)[0]
+
+
+def make_stack(
+    masks: Sequence[NDArray[np.bool_]],
+    modality: str = "MR",
+    orientation: Sequence[str] = ("1", "0", "0", "0", "1", "0"),
+    spacing: Sequence[str] = ("1.5000", "0.7500"),
+) -> list[Dataset]:
+    """A stack of parallel slices, 8 mm apart along the normal of `orientation`."""
+    details = SeriesDetails(modality=modality, body_part="HEART", patient=PATIENT, spacing_mm=(1, 1))
+    datasets = build_series([make_grey_image(mask) for mask in masks], details)
+    cosines = np.array(orientation, dtype=float)
+    normal = np.cross(cosines[:3], cosines[3:])
+    for number, dataset in enumerate(datasets):
+        dataset.ImageOrientationPatient = list(orientation)
+        dataset.ImagePositionPatient = [f"{value:.5f}" for value in (-40, -50, 60) + normal * 8.0 * number]
+        dataset.PixelSpacing = list(spacing)
+        dataset.SliceThickness = "8.0"
+    return datasets
+
+
+def make_multiframe(masks: Sequence[NDArray[np.bool_]]) -> Dataset:
+    """An ultrasound clip: one multi-frame instance, no patient geometry."""
+    dataset = make_ultrasound(masks[0])
+    frames = [make_grey_image(mask) for mask in masks]
+    dataset.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.3.1")
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.NumberOfFrames = len(frames)
+    dataset.FrameTime = 40
+    dataset.FrameIncrementPointer = 0x00181063
+    data = np.stack(frames).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    return dataset
+
+
+def write_datasets(folder: Path, datasets: Sequence[Dataset]) -> list[Path]:
+    """Part 10 files, named so that their order says nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for number, dataset in enumerate(datasets):
+        path = folder / f"{(number * 7919) % 1000:03d}-{number}.dcm"
+        dataset.save_as(path, enforce_file_format=True)
+        paths.append(path)
+    return sorted(paths)
