@@ -8,9 +8,9 @@ from dicom_node.lease import Lease
 from dicom_node.logs import safe_text
 from dicom_node.settings import NodeSettings
 from inference.errors import (
+    DeviceOutOfMemory,
     EngineRejected,
     InferenceError,
-    InputRejected,
     ModelNotFound,
     PackageInvalid,
     PackageTampered,
@@ -30,7 +30,6 @@ MODEL_ERRORS: tuple[type[InferenceError], ...] = (
     PackageTampered,
     EngineRejected,
 )
-TERMINAL_ERRORS: tuple[type[Exception], ...] = (*MODEL_ERRORS, InputRejected)
 
 
 class OverdueError(Exception):
@@ -64,7 +63,7 @@ def keep_lease(database: Database, job: ClaimedJob, settings: NodeSettings) -> L
 def settle_failure(database: Database, job: ClaimedJob, error: Exception, settings: NodeSettings) -> None:
     """Schedule the next attempt, or cancel the job as FAILED with the reason where another one cannot help."""
     reason = safe_text(error)
-    is_last = isinstance(error, TERMINAL_ERRORS) or job.attempt >= settings.jobs.max_attempts
+    is_last = _is_terminal(error) or job.attempt >= settings.jobs.max_attempts
     extra = {"job_id": job.job_id, "attempt": job.attempt, "reason": reason}
     try:
         with database.transaction() as tx:
@@ -77,3 +76,8 @@ def settle_failure(database: Database, job: ClaimedJob, error: Exception, settin
         logger.warning("attempt failed after its lease was lost", extra=extra)
         return
     logger.error("job failed" if is_last else "attempt failed", extra=extra)
+
+
+def _is_terminal(error: Exception) -> bool:
+    """Say whether another attempt would end the same way: inference is deterministic, memory is not."""
+    return isinstance(error, InferenceError) and not isinstance(error, DeviceOutOfMemory)

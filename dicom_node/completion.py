@@ -39,8 +39,10 @@ def complete_studies(database: Database, settings: NodeSettings) -> list[str]:
 
 def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> list[str]:
     evidence = _evidence(quiet, settings.completion.quiet_period_s)
-    # A late instance between the look and this moment has raised the version: the next pass decides anew.
-    if not mark_complete(tx, quiet.study_instance_uid, quiet.version, evidence):
+    is_ours = mark_complete(
+        tx, quiet.study_instance_uid, quiet.version, evidence, last_received_at=quiet.last_received_at
+    )
+    if not is_ours:  # an instance came since the look: the next pass decides anew
         return []
     choices = {
         series.series_instance_uid: choose_route(attributes_of(tx, series), settings.routes)
