@@ -251,9 +251,15 @@ def _finish(tx: Transaction, job_id: str, fence: int, state: JobState, values: _
 
 
 def _update_held(tx: Transaction, job_id: str, fence: int, values: _Values) -> bool:
+    held = (
+        Job.job_id == job_id,
+        Job.fence == fence,
+        Job.state == JobState.IN_PROGRESS,
+        Job.leased_by.is_not(None),  # not after retry_job_later: a late heartbeat must not hold it again
+    )
     statement = (
         update(Job)
-        .where(Job.job_id == job_id, Job.fence == fence, Job.state == JobState.IN_PROGRESS)
+        .where(*held)
         .values(values)
         .returning(Job.job_id)
         .execution_options(synchronize_session=False)

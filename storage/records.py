@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from storage.errors import InstanceUnidentified
@@ -22,6 +23,7 @@ _UNREADABLE = (
     OverflowError,
     LookupError,
     struct.error,
+    BytesLengthException,
 )
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 _DATE = re.compile(r"\d{8}", re.ASCII)
