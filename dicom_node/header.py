@@ -81,7 +81,9 @@ class _Ended(Exception):
 class _Walk:
     """One pass over one data set in a buffer."""
 
-    def __init__(self, buffer: Buffer, start: int, limits: HeaderLimits, *, is_big_endian: bool = False):
+    def __init__(
+        self, buffer: Buffer, start: int, limits: HeaderLimits, *, is_big_endian: bool = False
+    ) -> None:
         self.buffer = buffer
         self.position = start
         self.limits = limits
@@ -216,7 +218,7 @@ def split_meta(head: bytes) -> tuple[FileMetaDataset, int]:
         walk.top(is_implicit=False, only_group=0x0002)
     except (_Ended, struct.error) as error:
         raise Unparseable("the file meta information is truncated") from error
-    meta = read_dataset(BytesIO(head[META_START : walk.position]), False, True)  # noqa: FBT003
+    meta = read_dataset(BytesIO(head[META_START : walk.position]), False, True)
     return FileMetaDataset(meta), walk.position
 
 

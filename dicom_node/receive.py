@@ -100,7 +100,6 @@ class Receiver:
         self._database = database
         self._files_root = files_root
         self._limits = limits
-        files_root.mkdir(parents=True, exist_ok=True)
         silence_pydicom()
 
     def receive_part10(
@@ -130,7 +129,7 @@ class Receiver:
         origin: Origin,
         expected: ExpectedUids | None = None,
     ) -> Received:
-        """Take one encoded data set as it came by DIMSE; `meta` holds the command's UIDs and the transfer syntax.
+        """Take one encoded data set as it came by DIMSE; `meta` has the command's UIDs and transfer syntax.
 
         Raises
         ------
@@ -146,14 +145,14 @@ class Receiver:
         return self._receive(iter(lambda: stream.read(WRITE_BYTES), b""), own, origin, expected)
 
     def receive_own_results(self, tx: Transaction, datasets: Sequence[Dataset], job_id: str) -> list[str]:
-        """Write our own results and index them in the caller's transaction; returns their SOP Instance UIDs."""
+        """Write our own results and index them in the caller's transaction; returns their SOP UIDs."""
         origin = Origin("OWN RESULT", job_id)
         return [self._receive_own(tx, dataset, origin) for dataset in datasets]
 
     def _receive_own(self, tx: Transaction, dataset: Dataset, origin: Origin) -> str:
         meta = _own_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, _syntax_of(dataset))
         chunks = iter([_encode(dataset, meta)])
-        stored, record = self._write(chunks, meta, origin, ExpectedUids(), is_own_result=True)
+        _stored, record = self._write(chunks, meta, origin, ExpectedUids(), is_own_result=True)
         if index_instance(tx, record) is IndexResult.CONFLICT:
             raise ConflictingInstance(f"result {record.sop_instance_uid} exists with other content")
         logger.info("stored own result", extra={"sop_instance_uid": record.sop_instance_uid})

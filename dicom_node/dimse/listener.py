@@ -27,9 +27,7 @@ from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_
 from dicom_node.settings import NodeSettings
 
 ASSOCIATE_RQ: Final = 0x01
-MAX_REQUEST_BYTES: Final = (
-    128 * 1024
-)  # 128 presentation contexts with all transfer syntaxes need about 60 KiB
+MAX_REQUEST_BYTES: Final = 128 * 1024  # 128 contexts with a dozen transfer syntaxes each need 60 KiB
 WAITING_PER_ASSOCIATION: Final = 8  # connections that may wait to be vetted, for each association allowed
 DRAIN_S: Final = 5.0  # associations under way get so long to end before they are aborted
 
@@ -166,7 +164,7 @@ def _handle_store(event: evt.Event, receiver: Receiver) -> Dataset:
     try:
         return answer_store(event, receiver)
     except Exception as error:
-        logger.error("C-STORE failed unexpectedly: %s", type(error).__name__, exc_info=error)  # noqa: G201
+        logger.exception("C-STORE failed unexpectedly: %s", type(error).__name__)
         return status(UnexpectedFailure.dimse_status, UnexpectedFailure.advice)
 
 

@@ -25,9 +25,7 @@ from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_
 MAX_CONTEXTS: Final = 128
 MAX_PDU: Final = 131072
 CONNECT_TIMEOUT_S: Final = 10.0
-RESPONSE_TIMEOUT_S: Final = (
-    60.0  # a PACS may take long over a big instance; a dead one must not hold a worker
-)
+RESPONSE_TIMEOUT_S: Final = 60.0  # a PACS may take long over a big instance, but not for ever
 NO_CONTEXT_STATUS: Final = 0x0122
 
 
@@ -35,13 +33,16 @@ class Peer(Protocol):
     """A remote AE; the sections `peers` and `destinations` of the configuration are such."""
 
     @property
-    def ae_title(self) -> str: ...
+    def ae_title(self) -> str:
+        """Its AE title."""
 
     @property
-    def host(self) -> str: ...
+    def host(self) -> str:
+        """Its host name or address."""
 
     @property
-    def port(self) -> int: ...
+    def port(self) -> int:
+        """Its TCP port."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Outgoing:
 
 
 def send_instances(paths: Sequence[Path], peer: Peer, ae_title: str) -> list[SendStatus]:
-    """Send Part 10 files by C-STORE; returns one status a file, in their order, and never raises for the peer."""
+    """Send Part 10 files by C-STORE; returns one status a file, in their order. A dead peer is a status."""
     _config.STORE_SEND_CHUNKED_DATASET = True  # files go out byte for byte, undecoded
     files = [_outgoing(path) for path in paths]
     statuses: dict[Path, SendStatus] = {}

@@ -52,7 +52,7 @@ def _receive(event: Event, receiver: Receiver) -> None:
     meta.MediaStorageSOPInstanceUID = UID(str(request.AffectedSOPInstanceUID))
     meta.TransferSyntaxUID = UID(str(event.context.transfer_syntax))
     expected = ExpectedUids(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-    data_set = cast(BinaryIO, request.DataSet)
+    data_set = cast("BinaryIO", request.DataSet)
     data_set.seek(0)
     receiver.receive_data_set(data_set, meta, Origin("DIMSE", _calling_ae(event)), expected)
 

@@ -1,0 +1,190 @@
+"""Builds the app: routes, middleware, error -> HTTP status."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dicom_node.errors import BadRequest, IndexUnavailable, NodeError, NotFound, UnexpectedFailure
+from dicom_node.services import open_receiver
+from dicom_node.settings import NodeSettings
+from dicom_node.web import health, operations, operator_page, qido, rendered, stow, viewer, wado
+from dicom_node.web.health import readiness_checks
+from dicom_node.web.services import DICOM_WEB, WebServices, json_response
+from storage.database import Database
+from storage.errors import SearchRefused, StorageError
+
+MAX_ADDRESS_BYTES: Final = 16 * 1024
+SECURITY_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+)
+DATA_POLICY: Final = b"default-src 'none'; sandbox; frame-ancestors 'none'"
+"""For everything that brings no policy of its own: data is shown by nobody's script."""
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(settings: NodeSettings, database: Database) -> Starlette:
+    """Build the web server of one node."""
+    app = Starlette(
+        routes=[
+            Mount(DICOM_WEB, routes=_dicom_web_routes()),
+            Mount("/api", routes=_operator_routes()),
+            *_page_routes(),
+            Route("/{path:path}", viewer.show_viewer, methods=["GET"]),
+        ],
+        middleware=[Middleware(_Guard)],
+        exception_handlers={
+            NodeError: _answer_node_error,
+            StorageError: _answer_storage_error,
+            SQLAlchemyError: _answer_storage_error,
+            HTTPException: _answer_http_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.services = WebServices(
+        database, open_receiver(settings, database), settings, readiness_checks(settings, database)
+    )
+    return app
+
+
+def _dicom_web_routes() -> Sequence[BaseRoute]:
+    study, series = "/studies/{study}", "/studies/{study}/series/{series}"
+    instance = series + "/instances/{instance}"
+    searches = [
+        Route("/series", qido.search_for_series),
+        Route("/instances", qido.search_for_instances),
+        Route(study + "/series", qido.search_for_series),
+        Route(study + "/instances", qido.search_for_instances),
+        Route(series + "/instances", qido.search_for_instances),
+    ]
+    pictures = [
+        Route(level + kind, endpoint)
+        for level in (study, series, instance, instance + "/frames/{frames}")
+        for kind, endpoint in (
+            ("/rendered", rendered.retrieve_rendered),
+            ("/thumbnail", rendered.retrieve_thumbnail),
+        )
+    ]
+    return [
+        Route("/studies", qido.search_for_studies, methods=["GET"]),
+        Route("/studies", stow.store_instances, methods=["POST"]),
+        Route(study, wado.retrieve_instances, methods=["GET"]),
+        Route(study, stow.store_instances, methods=["POST"]),
+        *searches,
+        *(Route(level + "/metadata", wado.retrieve_metadata) for level in (study, series, instance)),
+        Route(series, wado.retrieve_instances),
+        Route(instance, wado.retrieve_instances),
+        Route(instance + "/frames/{frames}", wado.retrieve_frames),
+        Route(instance + "/bulkdata/{path:path}", wado.retrieve_bulk_data),
+        *pictures,
+        Route("/{path:path}", _nothing_here),
+    ]
+
+
+def _operator_routes() -> Sequence[BaseRoute]:
+    return [
+        Route("/studies", operations.list_studies),
+        Route("/studies/{study}", operations.show_study),
+        Route("/jobs", operations.list_jobs),
+        Route("/jobs/{job_id}", operations.show_job),
+        Route("/{path:path}", _nothing_here),
+    ]
+
+
+def _page_routes() -> Sequence[BaseRoute]:
+    return [
+        Route("/health/live", health.live),
+        Route("/health/ready", health.ready),
+        Route("/metrics", health.metrics),
+        Route("/operator", operator_page.show_operator_page),
+        Route("/operator/style.css", operator_page.show_style),
+        Route("/app-config.js", viewer.app_config),
+    ]
+
+
+def _nothing_here(request: Request) -> Response:
+    del request
+    raise NotFound("there is nothing at this address")
+
+
+async def _answer_node_error(request: Request, error: Exception) -> Response:
+    del request
+    return _error_response(error if isinstance(error, NodeError) else UnexpectedFailure())
+
+
+async def _answer_storage_error(request: Request, error: Exception) -> Response:
+    del request
+    if isinstance(error, SearchRefused):
+        return _error_response(BadRequest(str(error)))
+    logger.error("the database or the disk failed: %s", type(error).__name__)
+    return _error_response(IndexUnavailable("the disk or the database cannot be used now"))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Errors of the framework itself: a method that is not allowed here."""
+    del request
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    response = json_response({"error": "this method is not offered here", "advice": "See Allow."}, status)
+    response.headers.update(headers)
+    return response
+
+
+def _error_response(error: NodeError) -> Response:
+    response = json_response({"error": str(error), "advice": error.advice}, error.http_status)
+    if error.is_retryable:
+        response.headers["Retry-After"] = "30"
+    return response
+
+
+class _Guard:
+    """Boundary of the web server: long addresses refused, headers on every answer, no failure shown."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_started = False
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal is_started
+            if message["type"] == "http.response.start":
+                is_started = True
+                _add_security_headers(message)
+            await send(message)
+
+        try:
+            if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_ADDRESS_BYTES:
+                raise BadRequest("the address is too long")
+            await self._app(scope, receive, guarded_send)
+        except NodeError as error:
+            await _error_response(error)(scope, receive, guarded_send)
+        except Exception as error:
+            logger.exception("request failed unexpectedly: %s", type(error).__name__)
+            if is_started:
+                raise  # the answer has begun: the connection must break, not look whole
+            failure = UnexpectedFailure("the node failed over this request")
+            await _error_response(failure)(scope, receive, guarded_send)
+
+
+def _add_security_headers(message: Message) -> None:
+    headers = message.setdefault("headers", [])
+    names = {name.lower() for name, _value in headers}
+    headers.extend(pair for pair in SECURITY_HEADERS if pair[0] not in names)
+    if b"content-security-policy" not in names:
+        headers.append((b"content-security-policy", DATA_POLICY))

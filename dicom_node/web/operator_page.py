@@ -1,0 +1,104 @@
+"""The operator's page: what came, what was made of it, and what went wrong; no script, no patient names."""
+
+from datetime import UTC, datetime
+from html import escape
+from typing import Any, Final
+
+from sqlalchemy import select
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from dicom_node.web.operations import study_line
+from dicom_node.web.services import FRESH, RESEARCH_USE, services_of
+from storage.tables import Study
+
+STUDIES_SHOWN: Final = 100
+REFRESH_S: Final = 5
+PAGE_POLICY: Final = (
+    "default-src 'none'; style-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
+STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #1b1f24 }
+h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere }
+article { border: 1px solid #d0d7de; border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0 }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .8rem .25rem 0 }
+th { font-weight: 600; color: #57606a } td { vertical-align: top; overflow-wrap: anywhere }
+.notice { color: #57606a } .bad { color: #a40e26 }
+@media (prefers-color-scheme: dark) {
+  body { background: #0d1117; color: #e6edf3 } article { border-color: #30363d }
+  th, .notice { color: #9198a1 } a { color: #58a6ff } .bad { color: #ff7b72 }
+}
+"""
+
+JsonObject = dict[str, Any]
+
+
+def show_operator_page(request: Request) -> Response:
+    """Answer GET /operator."""
+    with services_of(request).database.reading() as tx:
+        order = (Study.last_received_at.desc(), Study.study_instance_uid)
+        rows = tx.scalars(select(Study).order_by(*order).limit(STUDIES_SHOWN)).all()
+        lines = [study_line(tx, row) for row in rows]
+    problems = [problem for check in services_of(request).readiness_checks for problem in check()]
+    headers = FRESH | {"Content-Security-Policy": PAGE_POLICY}
+    return HTMLResponse(_page(lines, problems), 200, headers)
+
+
+def show_style(request: Request) -> Response:
+    """Answer GET /operator/style.css."""
+    del request
+    return Response(STYLE, 200, FRESH, "text/css; charset=utf-8")
+
+
+def _page(studies: list[JsonObject], problems: list[str]) -> str:
+    warnings = "".join(f'<p class="bad">Not ready: {escape(problem)}</p>' for problem in problems)
+    articles = "".join(map(_study, studies)) or "<p>Nothing has been received yet.</p>"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="refresh" content="{REFRESH_S}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<title>SIM4SEG node</title><link rel="stylesheet" href="/operator/style.css"></head>'
+        f'<body><h1>SIM4SEG node</h1><p class="notice">{RESEARCH_USE} '
+        '<a href="/">Viewer</a> · <a href="/health/ready">Health</a> · <a href="/metrics">Metrics</a> · '
+        f'<a href="/api/studies">JSON</a></p>{warnings}{articles}</body></html>'
+    )
+
+
+def _study(study: JsonObject) -> str:
+    uid = escape(study["study_instance_uid"])
+    origins = ", ".join(
+        f"{origin['instances']} by {escape(origin['kind'])}"
+        + (f" from {escape(origin['from'])}" if origin["kind"] == "DIMSE" else "")
+        for origin in study["origins"]
+    )
+    return (
+        f'<article><h2><a href="{escape(study["viewer"])}">{uid}</a></h2>'
+        f"<p>{escape(study['state'])}, version {study['version']}, last image {_time(study['last_received_at'])}. "
+        f"Instances: {origins}. Outcome: {escape(study['outcome'] or 'none yet')}. "
+        f'<a href="/api/studies/{uid}">Details</a></p>{_jobs(study["jobs"])}</article>'
+    )
+
+
+def _jobs(jobs: list[JsonObject]) -> str:
+    if not jobs:
+        return ""
+    head = "<tr><th>Job</th><th>State</th><th>Outcome</th><th>Rule</th><th>Model</th><th>Tries</th><th>Why</th></tr>"
+    return f"<table>{head}{''.join(map(_job, jobs))}</table>"
+
+
+def _job(job: JsonObject) -> str:
+    cells = (
+        job["state"],
+        job["outcome"] or "",
+        job["rule"],
+        job["model"],
+        job["attempts"],
+        job["reason"] or "",
+    )
+    link = f'<a href="/api/jobs/{escape(job["job_id"])}">{escape(job["job_id"][:8])}</a>'
+    mark = ' class="bad"' if job["outcome"] == "FAILED" else ""
+    return f"<tr{mark}><td>{link}</td>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
