@@ -44,6 +44,7 @@ class Result:
 
     segmentation: Dataset | None
     report: Dataset
+    findings: Findings
     summary: dict[str, object]
     outcome: str  # RESULT or NO FINDING; a series that cannot be analysed raises NotSuitable instead
 
@@ -128,7 +129,7 @@ def analyse(series: SourceSeries, predictor: Predictor, request: AnalysisRequest
     }
     summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
     is_finding = segmentation is not None or findings.diagnosis is not None
-    return Result(segmentation, report, summary, RESULT if is_finding else NO_FINDING)
+    return Result(segmentation, report, findings, summary, RESULT if is_finding else NO_FINDING)
 
 
 @contextmanager

@@ -31,9 +31,12 @@ def outline(mask: Mask) -> Points:
 
     Source: PS3.3 C.18.6.1.2: the origin is the top left corner of the top left pixel.
     """
-    loops = _edge_loops(mask)
-    largest = max(loops, key=lambda loop: abs(_signed_area(loop)))
-    return _simplify(largest)
+    return _simplify(max(_edge_loops(mask), key=_signed_area))
+
+
+def outlines(mask: Mask) -> list[Points]:
+    """Closed outlines of every part and hole of `mask` (H, W), as `outline` gives them."""
+    return [_simplify(loop) for loop in _edge_loops(mask)]
 
 
 def measure(mask: Mask, spacing_mm: tuple[float, float] | None) -> Measures:
