@@ -105,9 +105,15 @@ def test_the_boundaries_exist() -> None:
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the contracts of this repository's pyproject.toml on the packages in `folder`."""
-    program = "from sys import argv; import importlinter.cli as c; exit(c.lint_imports(argv[1], no_cache=True, no_logo=True))"
-    command = [sys.executable, "-c", program, str(REPOSITORY / "pyproject.toml")]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    command = [Path(sys.executable).with_name("lint-imports"), "--config", REPOSITORY / "pyproject.toml"]
+    return subprocess.run(
+        [*command, "--no-cache", "--no-logo"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def verdicts(output: str) -> dict[str, str]:
