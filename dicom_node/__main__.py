@@ -116,11 +116,12 @@ def _add(
     home = os.environ.get("DICOM_NODE_HOME")
     config = os.environ.get("DICOM_NODE_CONFIG")
     needs_home = home is None and name not in HOMELESS
+    default = ".demo" if name == "demo" else ".node"
     parser.add_argument(
         "--home",
         type=Path,
         required=needs_home,
-        default=Path(home or ".node"),
+        default=Path(home or default),
         help="folder of the node's state",
     )
     parser.add_argument("--config", type=Path, default=Path(config) if config else None, help="TOML file")
@@ -134,6 +135,8 @@ def serve(options: argparse.Namespace) -> int:
     from dicom_node import supervisor
     from storage.database import upgrade
 
+    if options.parent is not None:
+        supervisor.end_with_parent(options.parent)
     settings = _settings(options)
     try:
         with supervisor.only_node_of(settings.home):
@@ -238,10 +241,13 @@ def models(options: argparse.Namespace) -> int:
     """List the model packages; status 1 when one is broken."""
     from inference.runtime import list_models
 
-    found = list_models(_settings(options).inference)
+    settings = _settings(options)
+    found = list_models(settings.inference)
+    if not found:
+        return _say(f"there is no model package in {settings.inference.model_repository}", EXIT_FAILED)
     for model in found:
         print(f"{model.name:<24} {model.version:<10} {model.problem or 'ok'}")
-    return EXIT_FAILED if not found or any(model.problem for model in found) else 0
+    return EXIT_FAILED if any(model.problem for model in found) else 0
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -264,25 +270,50 @@ def echo(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The pipeline on files, without a server."""
-    from dicom_node.run_folder import run_folder
+    """The pipeline on files, without a server; status 1 when a series has no result."""
+    from dicom_node.predictors import Predictors
+    from dicom_node.run_folder import RunOptions, run_paths, table_of_summaries
 
-    raise NotImplementedError(run_folder, options)
+    settings = _settings(options)
+    run_options = RunOptions(
+        open_predictor=Predictors(settings).open,
+        routes=settings.routes,
+        model=options.model,
+        query=options.query,
+    )
+    summaries = run_paths(options.paths, options.out, run_options)
+    print(_json(summaries) if options.json else table_of_summaries(summaries))
+    return 0 if any("sop_instance_uids" in summary for summary in summaries) else EXIT_FAILED
 
 
 def make_dicom(options: argparse.Namespace) -> int:
     """Wrap images into DICOM."""
-    raise NotImplementedError(options)
+    from dicom_node import make_dicom as maker
+
+    patient = maker.Patient(name=options.patient) if options.patient else maker.Patient()
+    details = maker.SeriesDetails(modality=options.modality, body_part=options.body_part, patient=patient)
+    try:
+        paths = maker.make_dicom(options.images, options.out, details)
+    except maker.BadImage as error:
+        return _say(str(error), EXIT_FAILED)
+    print("\n".join(str(path) for path in paths))
+    return 0
 
 
 def samples(options: argparse.Namespace) -> int:
     """Write the synthetic sample studies."""
-    raise NotImplementedError(options)
+    from dicom_node.samples import write_samples
+
+    print("\n".join(str(path) for path in write_samples(options.out)))
+    return 0
 
 
 def bench(options: argparse.Namespace) -> int:
     """How long it takes here."""
-    raise NotImplementedError(options)
+    from dicom_node import bench as benches
+
+    settings = _settings(options)
+    return benches.PROGRAMS[options.what](settings, options.rounds)
 
 
 def demo(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ FIELDS = frozenset(
     }
 )  # fmt: skip
 WITHHELD = "(text withheld: it may carry patient values)"
+NOISY = ("pydicom", "pynetdicom", "py.warnings", "kombu", "amqp", "alembic")
 MAX_BYTES = 10 * 1024 * 1024
 
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -79,8 +80,9 @@ def configure_logging(home: Path, process: str, level: str, *, to_stderr: bool =
     logging.captureWarnings(capture=True)  # pydicom's warnings quote values: withheld as any foreign text
     logging.basicConfig(level=level, handlers=handlers, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # query strings name patients
-    for noisy in ("pydicom", "pynetdicom", "py.warnings", "kombu", "amqp"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("kombu.connection").setLevel(logging.ERROR)  # warns that a folder has no host name
 
 
 def _is_trusted(logger: str) -> bool:

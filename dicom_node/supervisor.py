@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from dicom_node import readiness
 from dicom_node.settings import NodeSettings
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,12 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         child.log = (self._home / "logs" / f"{child.name}.out").open("ab")
         child.process = subprocess.Popen(
-            child.command, stdin=subprocess.DEVNULL, stdout=child.log, stderr=child.log, env=_environment()
+            child.command,
+            stdin=subprocess.DEVNULL,
+            stdout=child.log,
+            stderr=child.log,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends them in order
         )
         child.started_at = time.monotonic()
         self._pid_file(child.name).write_text(f"{child.process.pid}\n", encoding="ascii")
@@ -127,6 +133,7 @@ class Supervisor:
 
 def serve(settings: NodeSettings, config: Path | None) -> None:
     """Run the whole node on this machine until SIGTERM or SIGINT."""
+    readiness.report(settings.home, "models", "the worker is starting")  # which takes it back
     supervisor = Supervisor(settings.home, node_commands(settings, config))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())

@@ -9,6 +9,7 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
+from dicom_node import readiness
 from dicom_node.attempt import MODEL_ERRORS, claim, keep_lease, settle_failure
 from dicom_node.deliver import DeliveryServices, deliver
 from dicom_node.frames import FrameLimits
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 RUN_QUEUE = "run"
 DELIVER_QUEUE = "deliver"
+OPENING = "the models are being opened"
 
 
 def build_app(settings: NodeSettings) -> Celery:
@@ -118,11 +120,13 @@ class RunWorker:
 
     def open_models(self) -> None:
         """Open every model of the rules before the first job; what cannot be opened makes the node unready."""
+        readiness.report(self._settings.home, "models", OPENING)
         for name in sorted({route.model for route in self._settings.routes}):
             try:
                 self._predictors.open(name)
             except MODEL_ERRORS:
                 logger.exception("the model cannot be opened", extra={"model": name})
+        readiness.report(self._settings.home, "models", None)
 
     def run(self, job_id: str) -> None:
         """Make one attempt at a job; nothing happens if it is not due."""
