@@ -23,6 +23,7 @@ from typing import BinaryIO, Final
 import pydicom.config
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -37,7 +38,16 @@ from dicom_node.errors import (
     UidMismatch,
     Unparseable,
 )
-from dicom_node.header import MAX_META_BYTES, META_START, MIB, Header, HeaderLimits, read_header, split_meta
+from dicom_node.header import (
+    MAX_META_BYTES,
+    META_START,
+    MIB,
+    PREAMBLE_BYTES,
+    Header,
+    HeaderLimits,
+    read_header,
+    split_meta,
+)
 from storage.database import Database, Transaction
 from storage.errors import (
     InstanceConflict,
@@ -256,8 +266,8 @@ def _own_meta(sop_class: object, sop_instance: object, transfer_syntax: object) 
 
 
 def _encode_meta(meta: FileMetaDataset) -> bytes:
-    buffer = BytesIO()
-    buffer.write(bytes(128) + b"DICM")
+    buffer = DicomBytesIO(bytes(PREAMBLE_BYTES) + b"DICM")
+    buffer.seek(META_START)
     write_file_meta_info(buffer, meta)
     return buffer.getvalue()
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pydicom import Dataset
 from pydicom.uid import AllTransferSyntaxes, ExplicitVRBigEndian
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
-from pynetdicom.sop_class import Verification
+from pynetdicom.events import EventHandlerType
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node.dimse.store_scp import answer_store, status
@@ -26,8 +26,10 @@ from dicom_node.errors import UnexpectedFailure
 from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Receiver
 from dicom_node.settings import NodeSettings
 
+VERIFICATION: Final = "1.2.840.10008.1.1"
 ASSOCIATE_RQ: Final = 0x01
 MAX_REQUEST_BYTES: Final = 128 * 1024  # 128 contexts with a dozen transfer syntaxes each need 60 KiB
+REQUEST_TIMEOUT_S: Final = 30.0  # when the AE has no timeout of its own
 WAITING_PER_ASSOCIATION: Final = 8  # connections that may wait to be vetted, for each association allowed
 DRAIN_S: Final = 5.0  # associations under way get so long to end before they are aborted
 
@@ -58,7 +60,7 @@ class Listener:
         self._thread.join(timeout=DRAIN_S)
 
 
-class VettingServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdicom publishes no types
+class VettingServer(ThreadedAssociationServer):
     """Looks at a connection before an association is spent on it."""
 
     daemon_threads = True
@@ -68,9 +70,11 @@ class VettingServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
         super().__init__(*args, **options)
         self._waiting = threading.Semaphore(self.ae.maximum_associations * WAITING_PER_ASSOCIATION)
 
-    def process_request(self, request: socket.socket, client_address: Any) -> None:
+    def process_request(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any
+    ) -> None:
         """Vet in a thread of its own, or close at once when too many wait already."""
-        if not self._waiting.acquire(blocking=False):
+        if isinstance(request, tuple) or not self._waiting.acquire(blocking=False):
             self.shutdown_request(request)
             return
         thread = threading.Thread(target=self._vet, args=(request, client_address), daemon=True)
@@ -78,7 +82,7 @@ class VettingServer(ThreadedAssociationServer):  # type: ignore[misc]  # pynetdi
 
     def _vet(self, request: socket.socket, client_address: Any) -> None:
         try:
-            is_whole = _has_whole_request(request, self.ae.acse_timeout)
+            is_whole = _has_whole_request(request, self.ae.acse_timeout or REQUEST_TIMEOUT_S)
         except OSError:
             is_whole = False
         finally:
@@ -94,15 +98,14 @@ def start_listener(settings: NodeSettings, receiver: Receiver) -> Listener:
     """Start listening as `settings.dimse` says; every instance goes to `receiver`."""
     _config.UNRESTRICTED_STORAGE_SERVICE = True  # private and future storage SOP classes are stored as well
     ae = _application_entity(settings)
-    handlers = [
+    handlers: list[EventHandlerType] = [
         (evt.EVT_REQUESTED, _prefer_known_syntaxes),
         (evt.EVT_C_STORE, _handle_store, [receiver]),
         (evt.EVT_C_ECHO, _handle_echo),
         (evt.EVT_REJECTED, _log_rejected),
     ]
-    server = ae.make_server(
-        (settings.dimse.host, settings.dimse.port), evt_handlers=handlers, server_class=VettingServer
-    )
+    address = (settings.dimse.host, settings.dimse.port)
+    server = VettingServer(ae, address, ae.ae_title, ae.supported_contexts, evt_handlers=handlers)
     ae._servers.append(server)  # noqa: SLF001 - as AE.start_server does; shutdown() takes it out again
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="listener", daemon=True)
     thread.start()
@@ -120,9 +123,9 @@ def _application_entity(settings: NodeSettings) -> AE:
     ae.network_timeout = settings.dimse.network_timeout_s
     ae.require_called_aet = settings.dimse.require_called_ae
     ae.require_calling_aet = list(settings.dimse.allowed_calling_aes)
-    ae.add_supported_context(Verification)
+    ae.add_supported_context(VERIFICATION)
     for context in AllStoragePresentationContexts:
-        ae.add_supported_context(context.abstract_syntax, list(AllTransferSyntaxes))
+        ae.add_supported_context(str(context.abstract_syntax), list(AllTransferSyntaxes))
     return ae
 
 
@@ -138,7 +141,7 @@ def _has_whole_request(connection: socket.socket, timeout_s: float) -> bool:
     length = 6 + struct.unpack(">I", head[2:6])[0]
     if length > MAX_REQUEST_BYTES:
         return False
-    is_whole = len(_peek(connection, length, deadline)) == length
+    is_whole: bool = len(_peek(connection, length, deadline)) == length
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     return is_whole
 
@@ -151,8 +154,8 @@ def _peek(connection: socket.socket, length: int, deadline: float) -> bytes:
 
 def _prefer_known_syntaxes(event: evt.Event) -> None:
     """Order each proposal: what PS3.5 defines first, big endian last; the first is then accepted."""
-    proposal = event.assoc.requestor.primitive.presentation_context_definition_list
-    for context in proposal:
+    request = event.assoc.requestor.primitive
+    for context in request.presentation_context_definition_list if request is not None else ():
         context.transfer_syntax = sorted(
             context.transfer_syntax,
             key=lambda syntax: (syntax not in AllTransferSyntaxes, syntax == ExplicitVRBigEndian),

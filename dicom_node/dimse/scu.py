@@ -16,12 +16,12 @@ from pydicom import Dataset
 from pynetdicom import AE, _config, build_context
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import Verification
 
 from dicom_node.errors import AssociationRejected, PeerError, PeerUnreachable
 from dicom_node.header import MAX_META_BYTES, META_START, split_meta
 from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
+VERIFICATION: Final = "1.2.840.10008.1.1"
 MAX_CONTEXTS: Final = 128
 MAX_PDU: Final = 131072
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -95,7 +95,7 @@ def echo(peer: Peer, ae_title: str) -> None:
     PeerUnreachable, AssociationRejected
         With a sentence saying what to check.
     """
-    with _associated(peer, ae_title, [build_context(Verification)]) as association:
+    with _associated(peer, ae_title, [build_context(VERIFICATION)]) as association:
         answer = association.send_c_echo()
     if "Status" not in answer:
         raise PeerUnreachable(f"{peer.ae_title} did not answer the C-ECHO")

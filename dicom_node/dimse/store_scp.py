@@ -9,6 +9,7 @@ from typing import BinaryIO, Final, cast
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
 from dicom_node.errors import NodeError, Unparseable
@@ -44,7 +45,7 @@ def status(code: int, comment: str = "") -> Dataset:
 
 
 def _receive(event: Event, receiver: Receiver) -> None:
-    request = event.request
+    request = cast("C_STORE", event.request)
     if request.DataSet is None:
         raise Unparseable("the C-STORE request has no data set")
     meta = FileMetaDataset()

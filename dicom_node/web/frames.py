@@ -60,10 +60,10 @@ class FrameReader:
             If it cannot be decoded here.
         """
         pixels = self.header.pixels
-        if pixels is not None and pixels.length is not None:
-            if self.row.transfer_syntax_uid != ExplicitVRBigEndian:
-                return self.stored(number)
-        self.stored(number)  # refuses a number that is not there
+        is_native = pixels is not None and pixels.length is not None
+        stored = self.stored(number)
+        if is_native and self.row.transfer_syntax_uid != ExplicitVRBigEndian:
+            return stored
         frame_bits(self.header.elements, pixels.tag if pixels else 0)
         try:
             array = pixel_array(absolute(self.files_root, self.row.path), index=number - 1, raw=True)
@@ -140,7 +140,7 @@ def choose_syntax(asked: str | None, row: Instance) -> str | None:
     Source: PS3.18 8.7.3.5.2: without the parameter, Explicit VR Little Endian is meant.
     """
     own = served_syntax(row)
-    if asked == "*" or asked == own:
+    if asked in ("*", own):
         return own
     return str(ExplicitVRLittleEndian) if asked in (None, "", ExplicitVRLittleEndian) else None
 

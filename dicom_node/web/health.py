@@ -1,6 +1,6 @@
 """Alive, ready, and why not; Prometheus metrics.
 
-Every figure comes from the database at the time of asking: no process of the node has to be asked for its own.
+Every figure comes from the database at the time of asking; no process is asked for its own.
 """
 
 import shutil

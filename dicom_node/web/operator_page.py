@@ -18,7 +18,8 @@ PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 )
 STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #1b1f24 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem;
+  padding: 0 1rem; color: #1b1f24 }
 h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere }
 article { border: 1px solid #d0d7de; border-radius: 6px; padding: .8rem 1rem; margin: 1rem 0 }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .8rem .25rem 0 }
@@ -73,7 +74,8 @@ def _study(study: JsonObject) -> str:
     )
     return (
         f'<article><h2><a href="{escape(study["viewer"])}">{uid}</a></h2>'
-        f"<p>{escape(study['state'])}, version {study['version']}, last image {_time(study['last_received_at'])}. "
+        f"<p>{escape(study['state'])}, version {study['version']}, "
+        f"last image {_time(study['last_received_at'])}. "
         f"Instances: {origins}. Outcome: {escape(study['outcome'] or 'none yet')}. "
         f'<a href="/api/studies/{uid}">Details</a></p>{_jobs(study["jobs"])}</article>'
     )
@@ -82,8 +84,9 @@ def _study(study: JsonObject) -> str:
 def _jobs(jobs: list[JsonObject]) -> str:
     if not jobs:
         return ""
-    head = "<tr><th>Job</th><th>State</th><th>Outcome</th><th>Rule</th><th>Model</th><th>Tries</th><th>Why</th></tr>"
-    return f"<table>{head}{''.join(map(_job, jobs))}</table>"
+    names = ("Job", "State", "Outcome", "Rule", "Model", "Tries", "Why")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f"<table><tr>{head}</tr>{''.join(map(_job, jobs))}</table>"
 
 
 def _job(job: JsonObject) -> str:

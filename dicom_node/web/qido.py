@@ -20,6 +20,7 @@ from dicom_node.web.media_types import DICOM_JSON, JSON, accepted
 from dicom_node.web.services import (
     DICOM_WEB,
     dicom_json_response,
+    instance_address,
     require_study,
     services_of,
     uid_in_path,
@@ -182,11 +183,7 @@ def _instance_values(instance: Instance) -> Iterator[tuple[str, object]]:
     yield "Columns", instance.columns
     yield "NumberOfFrames", instance.number_of_frames
     yield "AvailableTransferSyntaxUID", instance.transfer_syntax_uid
-    yield (
-        "RetrieveURL",
-        f"{DICOM_WEB}/studies/{instance.study_instance_uid}/series/{instance.series_instance_uid}"
-        f"/instances/{instance.sop_instance_uid}",
-    )
+    yield "RetrieveURL", instance_address(instance)
 
 
 def _render(*values: tuple[str, object]) -> JsonObject:

@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dicom_node.display import apply_window, to_display
+from dicom_node.display import Display, Stored, apply_window, to_display
 from dicom_node.errors import BadRequest, NotAcceptable, NotFound
 from dicom_node.frames import UNDECODABLE, frame_attributes
 from dicom_node.web.frames import frame_bits
@@ -128,11 +128,9 @@ def _picture(request: Request, services: WebServices, row: Instance) -> Image.Im
         raise NotAcceptable("this image cannot be decoded here") from error
 
 
-def _display(
-    stored: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]", attributes: Dataset
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+def _display(stored: Stored, attributes: Dataset) -> Display:
     if attributes.get("BitsAllocated") == 1 or attributes.get("Modality") == "SEG":
-        top = max(int(np.asarray(stored).max(initial=0)), 1)  # type: ignore[call-overload]
+        top = max(int(np.asarray(stored).max(initial=0)), 1)
         return apply_window(stored, (top / 2, float(top)), "LINEAR_EXACT")
     return to_display(stored, attributes)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Literal
 
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset
@@ -99,7 +99,7 @@ def _read_deflated(file: BinaryIO) -> tuple[Dataset, StoredPixels | None]:
 
 def _pixels_at(file: BinaryIO, dataset: Dataset, *, is_little_endian: bool) -> StoredPixels | None:
     """Say which pixel data element the reading stopped at, if it did."""
-    order = "little" if is_little_endian else "big"
+    order: Literal["little", "big"] = "little" if is_little_endian else "big"
     head = file.read(6)
     if len(head) < 6:
         return None

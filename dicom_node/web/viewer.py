@@ -8,7 +8,6 @@ Source: interop notes on @ohif/app 3.13.2.
 
 import gzip
 import json
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -177,5 +176,5 @@ def _compressed(path: Path, cache: Path) -> Path:
     draft = cache / f"{secrets.token_hex(8)}.part"
     with path.open("rb") as source, gzip.open(draft, "wb", COMPRESSION_LEVEL) as sink:
         shutil.copyfileobj(source, sink)
-    os.replace(draft, target)
+    draft.replace(target)
     return target

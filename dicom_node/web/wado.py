@@ -173,7 +173,7 @@ def _choose_frames(request: Request, row: Instance, count: int) -> tuple[bool, s
         if syntax is not None:
             return is_multipart, syntax
     raise NotAcceptable(
-        f"frames come as {OCTET_STREAM} in {row.transfer_syntax_uid} (transfer-syntax=*) or 1.2.840.10008.1.2.1"
+        f"frames come as {OCTET_STREAM}: stored (transfer-syntax=*), or in 1.2.840.10008.1.2.1"
     )
 
 
