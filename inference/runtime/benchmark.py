@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.contract import Image, Prompt
+from inference.contract import Image, Prediction, Prompt
 from inference.runtime.engine import Engine
 from inference.runtime.graph_work import GraphWork, read_profile
 from inference.runtime.model_repository import ModelPackage, open_package
@@ -86,13 +86,12 @@ def run_benchmark(
     started = time.perf_counter()
     predictor = Sim4SegPredictor(package, settings)
     open_s = time.perf_counter() - started
-    predictions = [predictor.predict(shown, prompt) for _ in range(max(1, repeats))]
+    predictions, machine = _predict_and_measure(predictor, shown, prompt, max(1, repeats))
     peak_rss_mb = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )  # before the second set of engines
     seconds = {stage: [one.seconds[stage] for one in predictions] for stage in predictions[0].seconds}
     work = _profiled_work(package, settings, shown, prompt)
-    machine = measure_machine()
     stages = _stages(seconds, work, machine)
     steps = next(stage for stage in stages if stage.name == "language_steps")
     return BenchmarkReport(
@@ -144,6 +143,22 @@ def speckle_image(side: int = 512) -> Image:
     is_dark = ((rows - 0.45) / 0.14) ** 2 + ((columns - 0.55) / 0.22) ** 2 < 1
     grey = np.clip(np.where(is_dark, noise * 0.2, noise), 0, 255).astype(np.uint8)
     return Image(np.repeat(grey[..., None], 3, axis=2))
+
+
+def _predict_and_measure(
+    predictor: Sim4SegPredictor, image: Image, prompt: Prompt, repeats: int
+) -> tuple[list[Prediction], Machine]:
+    """Predictions and the machine by turns, so that both meet the same neighbours; the best roof counts."""
+    predictions, machines = [], []
+    for _ in range(repeats):
+        predictions.append(predictor.predict(image, prompt))
+        machines.append(measure_machine(repeats=3))
+    best = Machine(
+        machines[0].cores,
+        max(machine.gflops for machine in machines),
+        max(machine.gb_per_s for machine in machines),
+    )
+    return predictions, best
 
 
 def measure_machine(side: int = 1024, repeats: int = 8) -> Machine:

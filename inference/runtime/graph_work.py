@@ -15,6 +15,7 @@ _MATMUL = frozenset(
 _CONV = frozenset({"Conv", "FusedConv", "ConvInteger", "NhwcFusedConv"})
 _GEMM = frozenset({"Gemm", "FusedGemm", "FusedMatMul"})
 
+_ITEM_BYTES = {"double": 8, "float16": 2, "int8": 1, "uint8": 1}  # anything else: 4
 Shape = list[int]
 
 
@@ -48,13 +49,11 @@ def count_work(events: Iterable[Mapping[str, Any]]) -> GraphWork:
         if event.get("cat") != "Node" or "output_type_shape" not in arguments:
             continue
         operator = arguments["op_name"]
+        inputs = _shapes(arguments["input_type_shape"])
         if operator in UNCOUNTED:
             work.uncounted.add(operator)
-        work.flop += _flop(
-            operator, _shapes(arguments["input_type_shape"]), _shapes(arguments["output_type_shape"])
-        )
-        if operator != "Gather":  # reads a row of its table, not the table
-            work.parameter_bytes += int(arguments.get("parameter_size", 0))
+        work.flop += _flop(operator, inputs, _shapes(arguments["output_type_shape"]))
+        work.parameter_bytes += _parameter_bytes(operator, arguments["input_type_shape"])
     return work
 
 
@@ -70,6 +69,16 @@ def _flop(operator: str, inputs: list[Shape], outputs: list[Shape]) -> float:
     if operator == "ConvTranspose":
         return 2.0 * math.prod(inputs[0]) * math.prod(inputs[1][1:])
     return 0.0
+
+
+def _parameter_bytes(operator: str, inputs: list[dict[str, Shape]]) -> float:
+    # ONNX Runtime forgets weights that it packed ("parameter_size" is 0 then), so shapes tell them instead.
+    if len(inputs) < 2 or operator not in _MATMUL | _GEMM | _CONV | {"ConvTranspose"}:
+        return 0.0
+    ((dtype, shape),) = inputs[1].items()
+    if operator in _MATMUL and len(shape) > 2:
+        return 0.0  # two activations, as in attention
+    return float(math.prod(shape)) * _ITEM_BYTES.get(dtype, 4)
 
 
 def _shapes(entries: list[dict[str, Shape]]) -> list[Shape]:

@@ -13,9 +13,7 @@ from inference.settings import InferenceSettings
 from tests.inference.runtime import tiny_package
 
 
-def node(
-    operator: str, inputs: list[list[int]], output: list[int], parameter_bytes: int = 0
-) -> dict[str, object]:
+def node(operator: str, inputs: list[list[int]], output: list[int]) -> dict[str, object]:
     return {
         "cat": "Node",
         "name": operator,
@@ -23,7 +21,6 @@ def node(
             "op_name": operator,
             "input_type_shape": [{"float": shape} for shape in inputs],
             "output_type_shape": [{"float": output}],
-            "parameter_size": str(parameter_bytes),
         },
     }
 
@@ -51,12 +48,14 @@ def test_a_graph_with_uncounted_operators_says_so() -> None:
     assert work.uncounted == {"MultiHeadAttention"}
 
 
-def test_a_table_look_up_does_not_read_the_table() -> None:
+def test_weights_are_read_and_activations_and_tables_are_not() -> None:
     events = [
-        node("Gather", [[1000, 32], [1]], [1, 32], 128000),
-        node("MatMul", [[1, 32], [32, 8]], [1, 8], 1024),
+        node("Gather", [[1000, 32], [1]], [1, 32]),
+        node("MatMul", [[1, 32], [32, 8]], [1, 8]),
+        node("MatMul", [[4, 10, 32], [4, 32, 8]], [4, 10, 8]),
+        node("Conv", [[1, 3, 64, 64], [8, 3, 2, 2]], [1, 8, 32, 32]),
     ]
-    assert count_work(events).parameter_bytes == 1024
+    assert count_work(events).parameter_bytes == 4 * (32 * 8 + 8 * 3 * 2 * 2)
 
 
 def test_a_real_profile_gives_the_work_of_one_run(tmp_path: Path) -> None:

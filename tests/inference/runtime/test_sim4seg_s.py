@@ -1,0 +1,146 @@
+"""The committed model package: whole, verified, the same twice, and looking where the lesion is.
+
+How well it segments real images is measured in training and stands in its metrics.json; the picture here
+is synthetic, so that these tests need nothing but the repository.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from inference.contract import Image, Prediction, Prompt
+from inference.errors import PackageTampered
+from inference.prompts import TARGETS
+from inference.runtime import list_models, open_predictor
+from inference.runtime.model_repository import MANIFEST, open_package
+from inference.runtime.predictors import Sim4SegPredictor
+from inference.settings import PACKAGES, InferenceSettings
+
+NAME = "sim4seg-s"
+PROMPT = Prompt("Outline the breast lesion in this ultrasound image. Is it benign or malignant?")
+LIMIT_BYTES = 40 * 1000 * 1000
+CARDS = {"MODEL_CARD.md", "metrics.json", "parity.json", "training_log.md", "tokenizer.json"}
+
+
+@pytest.fixture(scope="module")
+def sim4seg_s() -> Sim4SegPredictor:
+    opened = open_predictor(NAME, InferenceSettings(threads=1))
+    assert isinstance(opened, Sim4SegPredictor)
+    return opened
+
+
+def breast_ultrasound(
+    source_hw: tuple[int, int], centre: tuple[float, float], radii: tuple[int, int]
+) -> Image:
+    """Layered speckle with a dark ellipse; `centre` is a fraction of height and width, `radii` are pixels."""
+    height, width = source_hw
+    speckle = np.random.default_rng(11).rayleigh(1.0, (height // 4 + 1, width // 6 + 1)).astype(np.float32)
+    grain = np.asarray(PILImage.fromarray(speckle).resize((width, height), PILImage.Resampling.BICUBIC))
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    layers = 0.62 + 0.18 * np.sin(rows / height * 9) - 0.25 * rows / height
+    away = ((rows - centre[0] * height) / radii[0]) ** 2 + ((columns - centre[1] * width) / radii[1]) ** 2
+    inside = 1 / (1 + np.exp(np.minimum((away - 1) * 6, 50)))  # a lesion's border is soft
+    grey = 150 * layers * (0.35 + 0.65 * grain) * (1 - 0.88 * inside)
+    return Image(np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def centre_of(mask: np.ndarray) -> tuple[float, float]:
+    rows, columns = np.nonzero(mask)
+    return float(rows.mean() / mask.shape[0]), float(columns.mean() / mask.shape[1])
+
+
+def same(first: Prediction, second: Prediction) -> bool:
+    return (first.text, first.diagnosis) == (second.text, second.diagnosis) and all(
+        np.array_equal(getattr(first, part), getattr(second, part))
+        for part in ("mask", "similarity", "region")
+    )
+
+
+def test_the_package_is_whole_and_small() -> None:
+    (info,) = [model for model in list_models(InferenceSettings()) if model.name == NAME]
+    assert info.problem is None
+    files = set(open_package(PACKAGES, NAME).manifest.files)
+    assert files >= CARDS
+    on_disk = {path.name: path.stat().st_size for path in (PACKAGES / NAME).iterdir()}
+    assert set(on_disk) == files | {MANIFEST}
+    assert sum(on_disk.values()) <= LIMIT_BYTES
+
+
+@pytest.mark.parametrize(
+    "file_name",
+    [
+        "image_encoder.onnx",
+        "language_prefill.onnx",
+        "language_step.onnx",
+        "mask_decoder.onnx",
+        "tokenizer.json",
+    ],
+)
+def test_one_flipped_bit_is_refused(tmp_path: Path, file_name: str) -> None:
+    shutil.copytree(PACKAGES / NAME, tmp_path / NAME, copy_function=os.symlink)
+    target = tmp_path / NAME / file_name
+    content = bytearray(target.read_bytes())
+    content[len(content) // 3] ^= 1
+    target.unlink()
+    target.write_bytes(content)
+    with pytest.raises(PackageTampered, match=file_name):
+        open_predictor(NAME, InferenceSettings(model_repository=tmp_path, threads=1))
+
+
+def test_a_breast_lesion_is_found_and_told(sim4seg_s: Sim4SegPredictor) -> None:
+    prediction = sim4seg_s.predict(breast_ultrasound((400, 520), (0.42, 0.5), (60, 95)), PROMPT)
+    assert prediction.is_well_formed, prediction.text
+    assert (prediction.modality, prediction.target) == (
+        "breast ultrasound image",
+        TARGETS["breast ultrasound image"],
+    )
+    assert prediction.has_region
+    assert prediction.diagnosis is not None
+    assert prediction.diagnosis.label in {"benign", "malignant"}
+    assert 0 < prediction.diagnosis.confidence <= 1
+    area = np.pi * 60 * 95
+    assert 0.4 * area < prediction.mask.sum() < 2.5 * area
+
+
+def test_the_same_image_gives_the_same_prediction(sim4seg_s: Sim4SegPredictor) -> None:
+    image = breast_ultrasound((400, 520), (0.42, 0.5), (60, 95))
+    first = sim4seg_s.predict(image, PROMPT)
+    assert same(first, sim4seg_s.predict(image, PROMPT))
+    reopened = open_predictor(NAME, InferenceSettings(threads=1))
+    assert same(first, reopened.predict(image, PROMPT))
+
+
+@pytest.mark.parametrize("source_hw", [(300, 640), (640, 300), (480, 480)])
+def test_the_mask_follows_the_lesion(sim4seg_s: Sim4SegPredictor, source_hw: tuple[int, int]) -> None:
+    radii = (int(0.14 * min(source_hw)), int(0.2 * min(source_hw)))
+    for centre in ((0.35, 0.3), (0.35, 0.7), (0.6, 0.5)):
+        prediction = sim4seg_s.predict(breast_ultrasound(source_hw, centre, radii), PROMPT)
+        assert prediction.mask.shape == source_hw
+        assert prediction.mask.any()
+        assert np.allclose(centre_of(prediction.mask), centre, atol=0.08)
+
+
+def test_a_frame_of_a_series_has_the_mask_of_its_own_prediction(sim4seg_s: Sim4SegPredictor) -> None:
+    images = [breast_ultrasound((300, 300), (0.4, across), (40, 55)) for across in (0.35, 0.6)]
+    key, other = (sim4seg_s.predict(image, PROMPT) for image in images)
+    (frame,) = sim4seg_s.segment(images[1:], PROMPT, key)
+    assert np.array_equal(frame.mask, other.mask)
+    assert frame.diagnosis is None
+
+
+def test_no_lesion_is_seen_in_the_padding(sim4seg_s: Sim4SegPredictor) -> None:
+    prediction = sim4seg_s.predict(breast_ultrasound((200, 600), (0.5, 0.5), (40, 60)), PROMPT)
+    assert not prediction.similarity[6:].any()  # 200 of 600 rows: five and a third of sixteen cells
+    assert not prediction.region[6:].any()
+
+
+def test_any_image_and_any_question_give_an_answer(sim4seg_s: Sim4SegPredictor) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (123, 77, 3)).astype(np.uint8)
+    for pixels in (noise, np.zeros((5, 900, 3), np.uint8)):
+        prediction = sim4seg_s.predict(Image(pixels), Prompt("Qu'est-ce que c'est? 何ですか"))
+        assert prediction.mask.shape == pixels.shape[:2]
+        assert prediction.text
