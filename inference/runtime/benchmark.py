@@ -92,6 +92,7 @@ def run_benchmark(
     )  # before the second set of engines
     seconds = {stage: [one.seconds[stage] for one in predictions] for stage in predictions[0].seconds}
     work = _profiled_work(package, settings, shown, prompt)
+    machine = _raised_roof(machine, seconds, work)
     stages = _stages(seconds, work, machine)
     steps = next(stage for stage in stages if stage.name == "language_steps")
     return BenchmarkReport(
@@ -190,6 +191,16 @@ def _profiled_work(
 
         Sim4SegPredictor(package, settings, open_engine=open_engine).predict(image, prompt)
         return {name: read_profile(engine.end_profiling()) for name, engine in engines.items()}
+
+
+def _raised_roof(machine: Machine, seconds: dict[str, list[float]], work: dict[str, GraphWork]) -> Machine:
+    """On a busy machine a stage may have been luckier than the matrix product: then its rate is the roof."""
+    rates = [
+        (work[graph].runs - 1) * work[graph].per_run()[0] / min(seconds[stage]) / 1e9
+        for stage, graph in GRAPHS.items()
+        if stage in seconds
+    ]
+    return replace(machine, gflops=max(machine.gflops, *rates))
 
 
 def _stages(
