@@ -21,8 +21,10 @@ def render(repository: Path) -> str:
     blocks = []
     folders = {path.parent for package in PACKAGES for path in (repository / package).rglob("*.py")}
     for folder in sorted(folders):
+        paths = sorted(folder.glob("*.py"))
+        width = max(len(path.name) for path in paths)
         lines = [f"{folder.relative_to(repository).as_posix()}/"]
-        lines += [f"  {path.name:<24} {first_line(path)}".rstrip() for path in sorted(folder.glob("*.py"))]
+        lines += [f"  {path.name:<{width}}  {first_line(path)}".rstrip() for path in paths]
         blocks.append("\n".join(lines))
     return "```text\n" + "\n\n".join(blocks) + "\n```"
 

@@ -1,11 +1,12 @@
 """The rules of the house, run by a machine; each is shown to fail on a bad sample first."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -215,6 +216,23 @@ def test_the_readme_gives_the_measured_accuracy() -> None:
     )
 
 
+def broken_links(page: Path) -> list[str]:
+    """Relative links and pictures of a Markdown page that lead nowhere."""
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    return [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/README.md"])
+def test_every_link_leads_somewhere(page: str) -> None:
+    assert broken_links(REPOSITORY / page) == []
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("![a](gone.png) [b](page.md) [c](https://example.org/)", encoding="utf-8")
+    assert broken_links(page) == ["gone.png"]
+
+
 def setting_paths(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, str]]:
     """(section, key) of every setting; sections are nested models."""
     for key, field in model.model_fields.items():
@@ -254,6 +272,46 @@ def test_an_undocumented_setting_is_found() -> None:
     example = (REPOSITORY / "deploy" / "node.example.toml").read_text(encoding="utf-8")
     without_port = re.sub(r"^#?\s*ae_title =.*$", "", example, flags=re.MULTILINE)
     assert ("dimse", "ae_title") in undocumented(without_port)
+
+
+SERVING = ("dicom_node", "storage", "migrations", "inference/runtime")
+PLUGINS = {
+    "pyjpegls",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+}  # pydicom loads them
+COMES_WITH = {
+    "pydantic-core": "pydantic",
+    "onnxruntime": "onnxruntime",
+}  # the latter from the extras cpu and gpu
+
+
+def imported_distributions(sources: Iterable[str]) -> set[str]:
+    """Names of the installed distributions that some modules import; ours and Python's own left out."""
+    names = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(str(node.module).split(".")[0])
+    known = packages_distributions()
+    foreign = names - set(sys.stdlib_module_names) - set(PACKAGES)
+    return {known.get(name, [name])[0].lower().replace("_", "-") for name in foreign}
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    serving = [source for _, source in modules(*SERVING)]
+    serving += [path.read_text(encoding="utf-8") for path in (REPOSITORY / "inference").glob("*.py")]
+    imported = {COMES_WITH.get(name, name) for name in imported_distributions(serving)} - {"onnxruntime"}
+    declared = {re.split(r"[<>=\[]", line)[0] for line in PYPROJECT["project"]["dependencies"]} - PLUGINS
+    assert imported == declared
+
+
+def test_an_undeclared_import_is_found() -> None:
+    assert imported_distributions(["import os\nimport torch.nn\n", "from storage import jobs\n"]) == {"torch"}
 
 
 def pins(lock: str) -> dict[str, str]:
