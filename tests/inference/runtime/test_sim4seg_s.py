@@ -128,12 +128,14 @@ def test_a_frame_of_a_series_has_the_mask_of_its_own_prediction(sim4seg_s: Sim4S
     images = [breast_ultrasound((300, 300), (0.4, across), (40, 55)) for across in (0.35, 0.6)]
     key, other = (sim4seg_s.predict(image, PROMPT) for image in images)
     (frame,) = sim4seg_s.segment(images[1:], PROMPT, key)
+    assert other.mask.any()
     assert np.array_equal(frame.mask, other.mask)
     assert frame.diagnosis is None
 
 
 def test_no_lesion_is_seen_in_the_padding(sim4seg_s: Sim4SegPredictor) -> None:
     prediction = sim4seg_s.predict(breast_ultrasound((200, 600), (0.5, 0.5), (40, 60)), PROMPT)
+    assert prediction.has_region
     assert not prediction.similarity[6:].any()  # 200 of 600 rows: five and a third of sixteen cells
     assert not prediction.region[6:].any()
 
