@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 STARTS_WITHIN_S = 60
 
@@ -37,9 +38,18 @@ def unprivileged() -> list[str]:
     return [*command, "--"]
 
 
+def create_database(url: str, name: str) -> str:
+    """Create an empty database on the server at `url`; returns the database's URL."""
+    server = make_url(url.replace("NAME", "postgres"))
+    arguments = {"host": str(server.query["host"]), "user": server.username, "dbname": server.database}
+    with psycopg.connect(**arguments, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return url.replace("NAME", name)
+
+
 @contextmanager
 def running_postgresql() -> Iterator[str]:
-    """Give the URL of a running server, to which a database's name must be added in place of NAME."""
+    """Give the URL of a running server, with NAME in place of the database."""
     folder = Path(tempfile.mkdtemp(prefix="node-pg-"))
     if os.geteuid() == 0:
         shutil.chown(folder, "nobody", "nogroup")
