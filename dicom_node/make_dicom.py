@@ -21,6 +21,7 @@ MAX_IMAGE_SIDE: Final = 8192
 MAX_IMAGES: Final = 1000
 ASSUMED_SPACING_MM: Final = 1.0
 COLOUR_MODALITIES: Final = frozenset({"US", "ES", "XC"})
+PAIRED: Final = frozenset(codes.REGIONS) - {"PELVIS"} | {"BREAST", "EYE", "EAR", "KIDNEY", "TESTIS", "OVARY"}
 SOP_CLASSES: Final[dict[str, str]] = {
     "US": "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound Image Storage
     "ES": "1.2.840.10008.5.1.4.1.1.77.1.1",  # VL Endoscopic Image Storage
@@ -51,6 +52,7 @@ class SeriesDetails:
 
     modality: str
     body_part: str = ""
+    laterality: str = ""  # "L" or "R" of a paired body part; "" is unknown
     patient: Patient = field(default_factory=Patient)
     description: str = "Wrapped image"
     comments: str = "Made from an image file by dicom-node make-dicom."
@@ -159,6 +161,8 @@ def _series_and_equipment(dataset: Dataset, key: str, details: SeriesDetails) ->
     dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
     dataset.SeriesDescription = details.description[:64]
     dataset.BodyPartExamined = details.body_part.strip().upper()[:16]
+    if dataset.BodyPartExamined in PAIRED and dataset.Modality != "DX":  # DX has Image Laterality instead
+        dataset.Laterality = details.laterality
     dataset.Manufacturer = "sim4seg-node"
     dataset.ManufacturerModelName = "make-dicom"
 
@@ -222,7 +226,7 @@ def _radiograph(dataset: Dataset, number: int, key: str, details: SeriesDetails)
     del number, key
     dataset.ImageType = ["DERIVED", "PRIMARY", ""]
     dataset.PresentationIntentType = "FOR PRESENTATION"
-    dataset.ImageLaterality = "U"
+    dataset.ImageLaterality = details.laterality or "U"
     dataset.PatientOrientation = ["L", "F"]
     dataset.AnatomicRegionSequence = [_code_item(codes.REGIONS.get(dataset.BodyPartExamined, codes.BONE))]
     dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", 1

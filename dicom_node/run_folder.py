@@ -60,7 +60,7 @@ class _Choice:
 
 
 def run_paths(paths: Sequence[Path], out_dir: Path, options: RunOptions) -> list[dict[str, object]]:
-    """Analyse every series below `paths`; SEG, SR and a picture of each go to `out_dir`; one summary a series.
+    """Analyse every series below `paths`; SEG, SR and a picture of each go to `out_dir`. One summary each.
 
     A file that cannot be read, and a series that is not suitable or that no rule covers, is a summary with
     its `outcome` and `reason`; the others go on.
