@@ -272,7 +272,7 @@ def echo(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """The pipeline on files, without a server; status 1 when a series has no result."""
     from dicom_node.predictors import Predictors
-    from dicom_node.run_folder import RunOptions, run_paths, table_of_summaries
+    from dicom_node.run_folder import RunOptions, run_paths
 
     settings = _settings(options)
     run_options = RunOptions(
@@ -282,7 +282,7 @@ def run(options: argparse.Namespace) -> int:
         query=options.query,
     )
     summaries = run_paths(options.paths, options.out, run_options)
-    print(_json(summaries) if options.json else table_of_summaries(summaries))
+    print(_json(summaries) if options.json else _table_of_summaries(summaries))
     return 0 if any("sop_instance_uids" in summary for summary in summaries) else EXIT_FAILED
 
 
@@ -371,6 +371,29 @@ def _welcome(settings: "NodeSettings") -> str:
 
 def _json(document: object) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, default=str)
+
+
+def _table_of_summaries(summaries: "list[dict[str, object]]") -> str:
+    """One block a series: what was found, where the files are, or why there is nothing."""
+    lines = []
+    for summary in summaries:
+        lines.append(
+            f"{summary.get('modality', '-')} {summary.get('series_instance_uid') or summary.get('file')}"
+        )
+        for key in (
+            "outcome",
+            "reason",
+            "diagnosis",
+            "confidence",
+            "text",
+            "area_mm2",
+            "area_px",
+            "volume_ml",
+            "files",
+        ):
+            if summary.get(key) is not None:
+                lines.append(f"  {key:<12}{summary[key]}")
+    return "\n".join([*lines, RESEARCH_USE_ONLY])
 
 
 def _say(sentence: str, exit_status: int) -> int:

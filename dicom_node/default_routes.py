@@ -1,4 +1,4 @@
-"""The rules that come with the built-in model sim4seg-s, each with the question it asks."""
+"""The rules that come with the built-in model sim4seg-s, each with a question of its training (datasets/m3ds)."""
 
 from dicom_node.routing import Route
 
@@ -15,7 +15,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
         modality=("US",),
         body_part=("BREAST",),
         model=MODEL,
-        query="Outline the breast lesion in this ultrasound image. Is it benign or malignant?",
+        query="Please segment the breast lesion and tell me whether it is benign or malignant.",
         target="breast lesion",
     ),
     Route(
@@ -23,7 +23,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
         modality=("MR",),
         body_part=("HEART", "CARDIAC"),
         model=MODEL,
-        query="Outline the left ventricular cavity in this cardiac MR image.",
+        query="Please outline the left ventricular cavity in this short-axis slice.",
         target="left ventricular cavity",
     ),
     Route(
@@ -39,7 +39,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
         modality=("ES",),
         not_body_part=("BRONCHUS", "LARYNX", "BLADDER", "NOSE"),
         model=MODEL,
-        query="Outline the polyp in this colonoscopy image.",
+        query="Is there a polyp in this colonoscopy frame? Please outline it.",
         target="polyp",
     ),
     Route(
@@ -47,17 +47,17 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
         modality=("XC",),
         sop_class=VL_ENDOSCOPIC_CLASSES,
         model=MODEL,
-        query="Outline the polyp in this colonoscopy image.",
+        query="Is there a polyp in this colonoscopy frame? Please outline it.",
         target="polyp",
     ),
-    # The model saw patches of 128 px around nodules only: on whole slices this is a trial, not a detector.
     Route(
         name="chest-ct",
         modality=("CT",),
         body_part=("CHEST", "LUNG", "THORAX"),
         model=MODEL,
-        query="Outline the lung nodule in this CT image. Is it benign or malignant?",
+        query="Please outline the pulmonary nodule in this CT.",
         target="lung nodule",
+        note="The model saw patches of 128 px around nodules only: on whole slices a trial, not a detector.",
     ),
     Route(
         name="dermoscopy",
@@ -65,5 +65,6 @@ DEFAULT_ROUTES: tuple[Route, ...] = (
         body_part=("SKIN",),
         model=MODEL,
         query="Is this skin lesion a melanoma?",
+        note="Dermoscopy only; a diagnosis without an outline.",
     ),
 )

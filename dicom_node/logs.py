@@ -82,8 +82,11 @@ def configure_logging(home: Path, process: str, level: str, *, to_stderr: bool =
     logging.getLogger("uvicorn.access").disabled = True  # query strings name patients
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("kombu.connection").setLevel(logging.ERROR)  # warns that a folder has no host name
+    for noisier in ("kombu.connection", "celery.app.trace"):  # "no host name", "succeeded"
+        logging.getLogger(noisier).setLevel(logging.ERROR)
 
 
 def _is_trusted(logger: str) -> bool:
+    if logger == "celery.app.trace":  # quotes the exceptions of tasks
+        return False
     return logger.split(".")[0] in OUR_PACKAGES or logger.startswith(QUIET_PACKAGES)

@@ -60,6 +60,7 @@ class Route(BaseModel):
         max_length=64,
         description="What is outlined, a target of the model; empty = diagnosis only.",
     )
+    note: str = Field(default="", max_length=400, description="What a person should know about this rule.")
     priority: int = Field(default=0, ge=-100, le=100, description="Jobs of higher priority start first.")
 
     @field_validator("modality", "body_part", "not_body_part", mode="after")
