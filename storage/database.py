@@ -23,7 +23,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -31,7 +31,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from storage.durable import disk_errors, make_durable_directory
-from storage.errors import SchemaMismatch, StorageError, StorageFull, StorageUnavailable
+from storage.errors import DatabaseRefused, SchemaMismatch, StorageError, StorageFull, StorageUnavailable
 
 Transaction: TypeAlias = Session
 
@@ -85,6 +85,8 @@ class Database:
             If the database has no room left.
         StorageUnavailable
             If the database cannot be reached, or is locked for a minute.
+        DatabaseRefused
+            If a statement breaks a constraint; its message names columns, never values.
         """
         with _translated_errors(), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
@@ -235,17 +237,30 @@ def _create_sqlite_file(url: URL) -> None:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
+    # `from None`: PostgreSQL repeats the whole row in its DETAIL, and tracebacks end up in logs.
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
-        raise _storage_error(error) from error
+    except DBAPIError as error:
+        raise _storage_error(error) from None
     except PoolTimeoutError as error:
         msg = "all database connections are in use: try again later"
         raise StorageUnavailable(msg) from error
 
 
-def _storage_error(error: OperationalError | InterfaceError) -> StorageError:
-    name = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None)
+def _storage_error(error: DBAPIError) -> StorageError:
+    orig = error.orig
+    name = getattr(orig, "sqlite_errorname", None) or getattr(orig, "sqlstate", None)
     if name in _DISK_FULL:
         return StorageFull("the database has no room left: free disk space")
-    return StorageUnavailable(f"the database cannot be used now ({name or type(error.orig).__name__})")
+    if isinstance(error, OperationalError | InterfaceError) and name != "SQLITE_ERROR":
+        return StorageUnavailable(f"the database cannot be used now ({name or type(orig).__name__})")
+    return DatabaseRefused(f"the database refused a statement ({name}: {_what_was_refused(orig)})")
+
+
+def _what_was_refused(orig: BaseException | None) -> str:
+    """Name tables and columns, never values."""
+    if isinstance(orig, sqlite3.Error):
+        return str(orig)
+    found = getattr(orig, "diag", None)
+    parts = (getattr(found, f"{name}_name", None) for name in ("table", "column", "constraint"))
+    return " ".join([type(orig).__name__, *filter(None, parts)])

@@ -4,6 +4,7 @@ StorageError
 ├── StorageUnavailable     the database or the disk cannot be used now; trying again may help
 │   └── StorageFull        no room left (ENOSPC, EDQUOT, database full)
 ├── NotDurable             fsync failed: nobody knows what the disk holds; never tried again
+├── DatabaseRefused        a statement broke a constraint: a mistake of this program
 ├── SchemaMismatch         the tables are older or newer than this program
 ├── InstanceUnidentified   a data set without usable UIDs
 ├── InstanceConflict       a known UID came with other content
@@ -34,6 +35,10 @@ class NotDurable(StorageError):
 
     Source: Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020.
     """
+
+
+class DatabaseRefused(StorageError):
+    """The database refused a statement that breaks a constraint or a type: a mistake of this program."""
 
 
 class SchemaMismatch(StorageError):

@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", sa.Double(), nullable=True),
         sa.Column("next_attempt_at", sa.Double(), nullable=True),
         sa.CheckConstraint(
-            "state IN ('SCHEDULED', 'IN PROGRESS', 'COMPLETED', 'CANCELED')", name="ck_job_state_known"
+            "state IN ('SCHEDULED', 'IN PROGRESS', 'COMPLETED', 'CANCELED')", name=op.f("ck_job_state_known")
         ),
         sa.ForeignKeyConstraint(
             ["series_instance_uid"], ["series.series_instance_uid"], name="fk_job_series_instance_uid"

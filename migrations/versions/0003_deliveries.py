@@ -28,7 +28,9 @@ def upgrade() -> None:
         sa.Column("leased_by", sa.String(length=256), nullable=True),
         sa.Column("lease_expires_at", sa.Double(), nullable=True),
         sa.Column("next_attempt_at", sa.Double(), nullable=True),
-        sa.CheckConstraint("state IN ('QUEUED', 'DELIVERED', 'FAILED')", name="ck_delivery_state_known"),
+        sa.CheckConstraint(
+            "state IN ('QUEUED', 'DELIVERED', 'FAILED')", name=op.f("ck_delivery_state_known")
+        ),
         sa.ForeignKeyConstraint(["job_id"], ["job.job_id"], name="fk_delivery_job_id"),
         sa.ForeignKeyConstraint(
             ["sop_instance_uid"], ["instance.sop_instance_uid"], name="fk_delivery_sop_instance_uid"

@@ -6,15 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from storage import database as database_module
 from storage.database import Database, database_now, require_current_schema, upgrade
-from storage.errors import SchemaMismatch, StorageFull, StorageUnavailable
+from storage.errors import DatabaseRefused, SchemaMismatch, StorageFull, StorageUnavailable
 from storage.tables import Instance, Study
 from tests.storage.builders import STUDY, Archive, make_dataset
 
@@ -66,18 +66,18 @@ def test_a_row_without_its_parent_is_refused(db: Database):
     columns = {column.name: "" for column in Instance.__table__.columns}
     orphan = columns | {"size_bytes": 0, "received_at": 0.0, "rows": 1, "columns": 1}
     orphan |= {"instance_number": 1, "number_of_frames": 1}
-    with pytest.raises(IntegrityError), db.transaction() as tx:
+    with pytest.raises(DatabaseRefused), db.transaction() as tx:
         tx.add(Instance(**orphan))
 
 
 def test_an_unknown_state_is_refused(archive: Archive):
     archive.job()
-    with pytest.raises(IntegrityError), archive.db.transaction() as tx:
+    with pytest.raises(DatabaseRefused), archive.db.transaction() as tx:
         tx.execute(text("UPDATE job SET state = 'DONE'"))
 
 
 def test_reading_cannot_write(db: Database):
-    with pytest.raises((DBAPIError, StorageUnavailable)), db.reading() as tx:
+    with pytest.raises((DatabaseRefused, StorageUnavailable)), db.reading() as tx:
         tx.execute(text("DELETE FROM study"))
     with db.transaction() as tx:  # on the same connection
         tx.execute(text("DELETE FROM study"))
@@ -92,9 +92,10 @@ def test_readers_do_not_wait_for_a_writer(archive: Archive):
 
 
 def test_no_exception_repeats_a_patients_values(db: Database):
-    with pytest.raises(DBAPIError) as caught, db.transaction() as tx:
+    """Not even in the traceback: PostgreSQL would repeat the whole row."""
+    with pytest.raises(DatabaseRefused, match="patient_id") as caught, db.transaction() as tx:
         tx.execute(Study.__table__.insert().values(study_instance_uid="1.2", patient_name="Doe^Jane"))
-    assert "Doe^Jane" not in str(caught.value)
+    assert "Doe^Jane" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_locked_database_is_unavailable_after_the_timeout(sqlite_url: str, monkeypatch: pytest.MonkeyPatch):
@@ -221,7 +222,7 @@ def test_the_current_schema_is_accepted(db: Database):
 
 def test_a_database_without_tables_names_the_command(tmp_path: Path):
     db = Database(f"sqlite:///{tmp_path}/node.sqlite")
-    with pytest.raises(SchemaMismatch, match="without tables.*run `dicom-node migrate`"):
+    with pytest.raises(SchemaMismatch, match=r"without tables.*run `dicom-node migrate`"):
         require_current_schema(db)
     db.close()
 
@@ -229,7 +230,7 @@ def test_a_database_without_tables_names_the_command(tmp_path: Path):
 def test_an_older_schema_names_the_command(db: Database):
     with db.transaction() as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    with pytest.raises(SchemaMismatch, match="at revision 0001.*run `dicom-node migrate`"):
+    with pytest.raises(SchemaMismatch, match=r"at revision 0001.*run `dicom-node migrate`"):
         require_current_schema(db)
     with db.transaction() as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = '0003'"))
