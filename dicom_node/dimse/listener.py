@@ -16,17 +16,16 @@ import time
 from typing import Any, Final
 
 from pydicom import Dataset
-from pydicom.uid import AllTransferSyntaxes, ExplicitVRBigEndian
-from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom import AE, evt
 from pynetdicom.events import EventHandlerType
 from pynetdicom.transport import ThreadedAssociationServer
 
+from dicom_node.dimse.negotiation import VERIFICATION, name_service, offer_storage
 from dicom_node.dimse.store_scp import answer_store, status
 from dicom_node.errors import UnexpectedFailure
 from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Receiver
 from dicom_node.settings import NodeSettings
 
-VERIFICATION: Final = "1.2.840.10008.1.1"
 ASSOCIATE_RQ: Final = 0x01
 MAX_REQUEST_BYTES: Final = 128 * 1024  # 128 contexts with a dozen transfer syntaxes each need 60 KiB
 REQUEST_TIMEOUT_S: Final = 30.0  # when the AE has no timeout of its own
@@ -96,10 +95,10 @@ class VettingServer(ThreadedAssociationServer):
 
 def start_listener(settings: NodeSettings, receiver: Receiver) -> Listener:
     """Start listening as `settings.dimse` says; every instance goes to `receiver`."""
-    _config.UNRESTRICTED_STORAGE_SERVICE = True  # private and future storage SOP classes are stored as well
     ae = _application_entity(settings)
     handlers: list[EventHandlerType] = [
-        (evt.EVT_REQUESTED, _prefer_known_syntaxes),
+        (evt.EVT_REQUESTED, offer_storage),
+        (evt.EVT_SOP_COMMON, name_service),
         (evt.EVT_C_STORE, _handle_store, [receiver]),
         (evt.EVT_C_ECHO, _handle_echo),
         (evt.EVT_REJECTED, _log_rejected),
@@ -124,8 +123,6 @@ def _application_entity(settings: NodeSettings) -> AE:
     ae.require_called_aet = settings.dimse.require_called_ae
     ae.require_calling_aet = list(settings.dimse.allowed_calling_aes)
     ae.add_supported_context(VERIFICATION)
-    for context in AllStoragePresentationContexts:
-        ae.add_supported_context(str(context.abstract_syntax), list(AllTransferSyntaxes))
     return ae
 
 
@@ -148,18 +145,10 @@ def _has_whole_request(connection: socket.socket, timeout_s: float) -> bool:
 
 def _peek(connection: socket.socket, length: int, deadline: float) -> bytes:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, length)
-    ready, _, _ = select.select([connection], [], [], max(0.0, deadline - time.monotonic()))
-    return connection.recv(length, socket.MSG_PEEK) if ready else b""
-
-
-def _prefer_known_syntaxes(event: evt.Event) -> None:
-    """Order each proposal: what PS3.5 defines first, big endian last; the first is then accepted."""
-    request = event.assoc.requestor.primitive
-    for context in request.presentation_context_definition_list if request is not None else ():
-        context.transfer_syntax = sorted(
-            context.transfer_syntax,
-            key=lambda syntax: (syntax not in AllTransferSyntaxes, syntax == ExplicitVRBigEndian),
-        )
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    is_ready = waiting.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    return connection.recv(length, socket.MSG_PEEK) if is_ready else b""
 
 
 def _handle_store(event: evt.Event, receiver: Receiver) -> Dataset:

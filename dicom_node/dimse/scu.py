@@ -27,6 +27,7 @@ MAX_PDU: Final = 131072
 CONNECT_TIMEOUT_S: Final = 10.0
 RESPONSE_TIMEOUT_S: Final = 60.0  # a PACS may take long over a big instance, but not for ever
 NO_CONTEXT_STATUS: Final = 0x0122
+NO_CONTEXT: Final = "the peer does not accept this SOP class in this transfer syntax"
 
 
 class Peer(Protocol):
@@ -96,6 +97,8 @@ def echo(peer: Peer, ae_title: str) -> None:
         With a sentence saying what to check.
     """
     with _associated(peer, ae_title, [build_context(VERIFICATION)]) as association:
+        if not association.is_established:
+            raise AssociationRejected(f"{peer.ae_title} does not offer C-ECHO")
         answer = association.send_c_echo()
     if "Status" not in answer:
         raise PeerUnreachable(f"{peer.ae_title} did not answer the C-ECHO")
@@ -133,18 +136,28 @@ def _send_batch(batch: Sequence[_Outgoing], peer: Peer, ae_title: str) -> list[S
     contexts = [build_context(sop_class, syntax) for sop_class, syntax in pairs]
     try:
         with _associated(peer, ae_title, contexts) as association:
-            return [_send(association, file) for file in batch]
+            return list(_send_all(association, batch))
     except PeerError as error:
         return [SendStatus(file.path, file.sop_instance_uid, None, str(error)) for file in batch]
 
 
-def _send(association: Association, file: _Outgoing) -> SendStatus:
-    if not association.is_established:
-        return SendStatus(file.path, file.sop_instance_uid, None, "the association was lost")
+def _send_all(association: Association, batch: Sequence[_Outgoing]) -> Iterator[SendStatus]:
+    """Send one after the other; what comes after a lost association is not tried on it again."""
     accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in association.accepted_contexts}
-    if file.pair not in accepted:
-        detail = "the peer does not accept this SOP class in this transfer syntax"
-        return SendStatus(file.path, file.sop_instance_uid, NO_CONTEXT_STATUS, detail)
+    for file in batch:
+        if file.pair not in accepted:
+            yield SendStatus(file.path, file.sop_instance_uid, NO_CONTEXT_STATUS, NO_CONTEXT)
+            continue
+        if not association.is_established:
+            yield SendStatus(file.path, file.sop_instance_uid, None, "the association was lost")
+            continue
+        status = _send(association, file)
+        if status.status is None:
+            association.abort()  # pynetdicom may not have noticed, and would wait for an answer each time
+        yield status
+
+
+def _send(association: Association, file: _Outgoing) -> SendStatus:
     try:
         answer = association.send_c_store(file.path)
     except (RuntimeError, ValueError, OSError) as error:
@@ -163,6 +176,8 @@ def _detail(answer: Dataset) -> str:
 def _associated(peer: Peer, ae_title: str, contexts: list[PresentationContext]) -> Iterator[Association]:
     """Hold an association with `peer`; it is released at the end.
 
+    When the peer accepts none of the contexts, pynetdicom has ended it already.
+
     Raises
     ------
     PeerUnreachable, AssociationRejected
@@ -173,7 +188,7 @@ def _associated(peer: Peer, ae_title: str, contexts: list[PresentationContext]) 
     )
     if association.is_rejected:
         raise AssociationRejected(f"{peer.ae_title} refused the association; is {ae_title} registered there?")
-    if not association.is_established:
+    if not association.is_established and not association.rejected_contexts:
         raise PeerUnreachable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
     try:
         yield association

@@ -195,8 +195,8 @@ def test_refuses_a_data_set_that_is_not_the_one_announced(receiver):
         receiver.receive_data_set(data_set, meta_of(image, sop_instance=generate_uid()), ORIGIN)
     with pytest.raises(UidMismatch):
         receiver.receive_data_set(data_set, meta_of(image), ORIGIN, ExpectedUids(sop_class_uid=BASIC_TEXT_SR))
+    expected = ExpectedUids(study_instance_uid="1.2.3")
     with pytest.raises(StudyMismatch) as refusal:
-        expected = ExpectedUids(study_instance_uid="1.2.3")
         receiver.receive_data_set(data_set, meta_of(image), ORIGIN, expected)
     assert refusal.value.stow_failure_reason == 43265
 
@@ -389,9 +389,14 @@ def test_own_results_are_marked_and_a_repeat_is_the_same(receiver, database, sto
 
 def test_own_results_vanish_with_the_callers_transaction(receiver, database, count):
     image = make_image()
-    with pytest.raises(RuntimeError), database.transaction() as tx:
-        receiver.receive_own_results(tx, [image], "job1")
-        raise RuntimeError("the job lost its lease")
+
+    def job():
+        with database.transaction() as tx:
+            receiver.receive_own_results(tx, [image], "job1")
+            raise RuntimeError("the job lost its lease")
+
+    with pytest.raises(RuntimeError):
+        job()
     assert count(Instance) == 0
 
 

@@ -76,7 +76,7 @@ def make_image(
         dataset.NumberOfFrames = frames
     dataset.PixelData = pixels.tobytes()
     if syntax in COMPRESSED:
-        dataset.compress(syntax, pixels, generate_instance_uid=False)
+        dataset.compress(syntax, pixels if frames > 1 else pixels[0], generate_instance_uid=False)
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
     return dataset
 
