@@ -1,4 +1,4 @@
-"""One command, `dicom-node`: serve (everything, one machine) | scp | web | worker | sweep | run | demo | doctor ..."""
+"""One command, `dicom-node`: serve (everything) | scp | web | worker | sweep | run | demo | doctor ..."""
 
 import argparse
 import json
@@ -22,6 +22,8 @@ EXIT_UNUSABLE = 2  # bad configuration, occupied port: nothing was started
 
 # These keep no state of a node.
 HOMELESS = frozenset({"run", "make-dicom", "samples", "models", "bench", "demo", "echo", "doctor"})
+
+SHOWN = ("outcome", "reason", "diagnosis", "confidence", "text", "area_mm2", "area_px", "volume_ml", "files")
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -99,6 +101,7 @@ def _add_offline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     samples_parser.add_argument("--out", type=Path, required=True, help="folder for the DICOM files")
     bench_parser = _add(commands, "bench", bench, "how long it takes here")
     bench_parser.add_argument("what", choices=("pipeline", "model"))
+    bench_parser.add_argument("--model", default="sim4seg-s", help="model package")
     bench_parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up")
     demo_parser = _add(commands, "demo", demo, "a node, a PACS and three studies on this machine")
     demo_parser.add_argument("--once", action="store_true", help="end by itself; status 0 if all came back")
@@ -304,16 +307,18 @@ def samples(options: argparse.Namespace) -> int:
     """Write the synthetic sample studies."""
     from dicom_node.samples import write_samples
 
-    print("\n".join(str(path) for path in write_samples(options.out)))
+    for sample in write_samples(options.out):
+        print(f"{sample.title}: {len(sample.paths)} instances in {sample.folder}")
     return 0
 
 
 def bench(options: argparse.Namespace) -> int:
     """How long it takes here."""
-    from dicom_node import bench as benches
+    from dicom_node.bench import bench_model, bench_pipeline
 
-    settings = _settings(options)
-    return benches.PROGRAMS[options.what](settings, options.rounds)
+    program = bench_pipeline if options.what == "pipeline" else bench_model
+    program(_settings(options), options.model, options.rounds)
+    return 0
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -380,19 +385,7 @@ def _table_of_summaries(summaries: "list[dict[str, object]]") -> str:
         lines.append(
             f"{summary.get('modality', '-')} {summary.get('series_instance_uid') or summary.get('file')}"
         )
-        for key in (
-            "outcome",
-            "reason",
-            "diagnosis",
-            "confidence",
-            "text",
-            "area_mm2",
-            "area_px",
-            "volume_ml",
-            "files",
-        ):
-            if summary.get(key) is not None:
-                lines.append(f"  {key:<12}{summary[key]}")
+        lines += [f"  {key:<12}{summary[key]}" for key in SHOWN if summary.get(key) is not None]
     return "\n".join([*lines, RESEARCH_USE_ONLY])
 
 

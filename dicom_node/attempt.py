@@ -61,7 +61,7 @@ def keep_lease(database: Database, job: ClaimedJob, settings: NodeSettings) -> L
 
 
 def settle_failure(database: Database, job: ClaimedJob, error: Exception, settings: NodeSettings) -> None:
-    """Schedule the next attempt, or cancel the job as FAILED with the reason where another one cannot help."""
+    """Schedule the next attempt, or cancel the job as FAILED, with the reason, where none can help."""
     reason = safe_text(error)
     is_last = _is_terminal(error) or job.attempt >= settings.jobs.max_attempts
     extra = {"job_id": job.job_id, "attempt": job.attempt, "reason": reason}

@@ -1,6 +1,5 @@
-"""3 STUDY COMPLETE. Decides from database times, never from timers; records the evidence, then creates jobs."""
+"""3 STUDY COMPLETE. Decides from database times, never from timers; records evidence, then creates jobs."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The rules that come with the built-in model sim4seg-s, each with a question of its training (datasets/m3ds)."""
+"""The rules that come with the built-in model sim4seg-s, each with a question of its training."""
 
 from dicom_node.routing import Route
 

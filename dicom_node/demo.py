@@ -1,6 +1,7 @@
 """`make demo`: a node, a small PACS and three studies on this machine, from C-STORE to the viewer's link."""
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dicom_node.demo_pacs import Arrival, DemoPacs, open_pacs
 from dicom_node.demo_studies import DemoStudy, group, studies_at
 from dicom_node.dimse.scu import send_instances
 from dicom_node.joblist import list_jobs
-from dicom_node.samples import write_samples
+from dicom_node.samples import SampleStudy, write_samples
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.settings_network import PeerSettings
 from storage.database import Database
@@ -79,6 +80,8 @@ class Progress:
 def run_demo(options: argparse.Namespace) -> int:
     """Run the demo; status 0 when every study came back complete."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it in the same, tidy way
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a pipe too
     print(NOTICE if options.study else f"{NOTICE} Synthetic images.")
     folder = options.home.absolute()
     try:
@@ -179,7 +182,7 @@ def _configuration(dimse: int, http: int, pacs: int, viewer: Path | None) -> str
 def _studies(folder: Path, options: argparse.Namespace) -> list[DemoStudy]:
     made = folder / "studies"
     if options.study is None:
-        return group(sorted(write_samples(made)))
+        return [_sample(sample) for sample in write_samples(made)]
     if not options.study.exists():
         raise DemoFailed(f"{options.study}: there is no such file or folder.")
     modality = os.environ.get("MODALITY", "US")
@@ -188,6 +191,11 @@ def _studies(folder: Path, options: argparse.Namespace) -> list[DemoStudy]:
     if any(path.is_relative_to(made) for study in studies for path in study.paths):
         print(f"The images are sent as {modality} {body_part}; MODALITY=... BODY_PART=... say otherwise.")
     return studies
+
+
+def _sample(sample: SampleStudy) -> DemoStudy:
+    (study,) = group(list(sample.paths))
+    return replace(study, title=sample.title)
 
 
 @contextmanager
@@ -214,9 +222,7 @@ def _until_ready(process: subprocess.Popen[bytes], settings: NodeSettings) -> No
         try:
             with (
                 urllib.request.urlopen(address, timeout=5),
-                socket.create_connection(  # noqa: S310 - our own address
-                    (settings.dimse.host, settings.dimse.port), timeout=5
-                ),
+                socket.create_connection((settings.dimse.host, settings.dimse.port), timeout=5),
             ):
                 return
         except urllib.error.HTTPError as error:
@@ -242,7 +248,7 @@ def _send(studies: Sequence[DemoStudy], settings: NodeSettings) -> list[Progress
                 f"{study.title}: the node refused {len(refused)} instances ({refused[0].detail})."
             )
         progress.append(Progress(study, sent_at=time.monotonic()))
-        print(f"{study.title:<24} sent {len(statuses)} instance{'s' * (len(statuses) > 1)} by C-STORE")
+        print(f"{study.title:<34} sent {len(statuses)} instance{'s' * (len(statuses) > 1)} by C-STORE")
     return progress
 
 
@@ -276,7 +282,7 @@ def _look(progress: Progress, pacs: DemoPacs, database: Database) -> None:
     state = _state(progress)
     if state != progress.state:
         progress.state = state
-        print(f"{progress.study.title:<24} {state}")
+        print(f"{progress.study.title:<34} {state}")
 
 
 def _state(progress: Progress) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pynetdicom import AE, AllStoragePresentationContexts, evt
-from pynetdicom.sop_class import Verification
 
 AE_TITLE = "DEMO_PACS"
+VERIFICATION = "1.2.840.10008.1.1"
 KINDS = {
     "1.2.840.10008.5.1.4.1.1.66.4": "SEG",
     "1.2.840.10008.5.1.4.1.1.88.34": "SR",  # Comprehensive 3D SR
@@ -50,8 +52,9 @@ class DemoPacs:
 
     def store(self, event: evt.Event) -> int:
         """Answer a C-STORE: success only when the file is written."""
-        uid = str(event.request.AffectedSOPInstanceUID)
-        kind = KINDS.get(str(event.request.AffectedSOPClassUID), "OTHER")
+        request: Any = event.request
+        uid = str(request.AffectedSOPInstanceUID)
+        kind = KINDS.get(str(request.AffectedSOPClassUID), "OTHER")
         with self._lock:
             # The name is ours: a received UID is never part of a path.
             path = self._folder / f"{kind}-{len(self._arrivals) + 1:04d}.dcm"
@@ -64,19 +67,20 @@ class DemoPacs:
 
 
 def _write(path: Path, event: evt.Event) -> None:
+    request: Any = event.request
+    meta = DicomBytesIO()
+    write_file_meta_info(meta, event.file_meta)
     with path.open("wb") as file:
-        file.write(b"\0" * 128 + b"DICM")
-        write_file_meta_info(file, event.file_meta)
-        file.write(event.request.DataSet.getvalue())
+        file.write(b"\0" * 128 + b"DICM" + meta.getvalue() + request.DataSet.getvalue())
 
 
 @contextmanager
 def open_pacs(folder: Path, port: int) -> Iterator[DemoPacs]:
     """A PACS that listens on 127.0.0.1:`port` while the block runs."""
     pacs = DemoPacs(folder)
-    ae = AE(AE_TITLE)
+    ae: Any = AE(AE_TITLE)
     ae.supported_contexts = AllStoragePresentationContexts
-    ae.add_supported_context(Verification)
+    ae.add_supported_context(VERIFICATION)
     server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, pacs.store)])
     try:
         yield pacs

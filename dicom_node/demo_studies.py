@@ -1,4 +1,4 @@
-"""What the demo sends: the synthetic samples, somebody's DICOM folder, or PNG and JPEG files made into DICOM."""
+"""What the demo sends: the synthetic samples, a DICOM folder, or PNG and JPEG files made into DICOM."""
 
 from collections import defaultdict
 from dataclasses import dataclass

@@ -3,18 +3,18 @@
 import json
 from typing import Any
 
-from sqlalchemy import select
-
+from storage import worklist
 from storage.database import Database
 from storage.tables import Job
 
 MAX_JOBS = 10_000
+WIDTHS = (34, 13, 14, 22, 7, 0)
 
 
 def list_jobs(database: Database) -> list[dict[str, Any]]:
     """Every job, newest first, without a patient attribute."""
     with database.reading() as tx:
-        rows = tx.scalars(select(Job).order_by(Job.created_at.desc(), Job.job_id).limit(MAX_JOBS)).all()
+        rows = worklist.list_jobs(tx, limit=MAX_JOBS)
     return [_values(row) for row in rows]
 
 
@@ -25,10 +25,14 @@ def _values(job: Job) -> dict[str, Any]:
 
 def table_of_jobs(rows: list[dict[str, Any]]) -> str:
     """One line a job."""
-    lines = [f"{'JOB':<34}{'STATE':<13}{'OUTCOME':<14}{'RULE':<22}{'TRIES':<7}STUDY / REASON"]
-    lines += [
-        f"{row['job_id']:<34}{row['state']:<13}{row['outcome'] or '-':<14}{row['rule']:<22}{row['attempts']:<7}"
-        f"{row['study_instance_uid']}{' / ' + row['reason'] if row['reason'] else ''}"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    head = _line("JOB", "STATE", "OUTCOME", "RULE", "TRIES", "STUDY / REASON")
+    return "\n".join([head, *map(_line_of, rows)])
+
+
+def _line_of(row: dict[str, Any]) -> str:
+    study = row["study_instance_uid"] + (f" / {row['reason']}" if row["reason"] else "")
+    return _line(row["job_id"], row["state"], row["outcome"] or "-", row["rule"], str(row["attempts"]), study)
+
+
+def _line(*cells: str) -> str:
+    return "".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()

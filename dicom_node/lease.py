@@ -1,4 +1,4 @@
-"""Keeps the lease of a claimed job or delivery alive while the work goes on, and ends work that takes too long."""
+"""Keeps the lease of a job or delivery alive while work goes on, and ends work that takes too long."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""JSON logs: job ids and UIDs, never a patient attribute; foreign messages and exception texts are withheld."""
+"""JSON logs: job ids and UIDs, never a patient attribute; texts of others are withheld."""
 
 import json
 import logging
@@ -16,10 +16,11 @@ QUIET_PACKAGES = ("celery", "kombu", "amqp", "redis", "uvicorn.error", "alembic"
 # `extra=` keys that may stand in a line. A patient attribute is not among them, so it cannot slip in.
 FIELDS = frozenset(
     {
-        "study_instance_uid", "series_instance_uid", "sop_instance_uid", "sop_class_uid", "transfer_syntax_uid",
-        "job_id", "job_ids", "delivery_id", "destination", "rule", "model", "model_version", "outcome", "reason",
-        "attempt", "seconds", "status", "http_status", "evidence", "process_name", "pid", "exit_status", "count",
-        "calling_ae", "called_ae", "peer", "port", "bytes", "result", "digest", "method", "route", "delay_s",
+        "study_instance_uid", "series_instance_uid", "sop_instance_uid", "sop_class_uid",
+        "transfer_syntax_uid", "job_id", "job_ids", "delivery_id", "destination", "rule", "model",
+        "model_version", "outcome", "reason", "attempt", "seconds", "status", "http_status", "evidence",
+        "process_name", "pid", "exit_status", "count", "calling_ae", "called_ae", "peer", "port",
+        "bytes", "result", "digest", "method", "route", "delay_s",
     }
 )  # fmt: skip
 WITHHELD = "(text withheld: it may carry patient values)"
@@ -60,7 +61,7 @@ def describe_exception(exc_info: ExceptionInfo) -> dict[str, Any]:
 
 
 def safe_text(error: BaseException) -> str:
-    """What may be told of `error` in a row, a log line or an answer: its kind, and its text where it is ours."""
+    """What may be told of `error` in a row or an answer: its kind, and its text where it is ours."""
     kind = type(error)
     if kind.__module__.split(".")[0] in OUR_PACKAGES:
         return str(error)
@@ -89,4 +90,4 @@ def configure_logging(home: Path, process: str, level: str, *, to_stderr: bool =
 def _is_trusted(logger: str) -> bool:
     if logger == "celery.app.trace":  # quotes the exceptions of tasks
         return False
-    return logger.split(".")[0] in OUR_PACKAGES or logger.startswith(QUIET_PACKAGES)
+    return logger.split(".", maxsplit=1)[0] in OUR_PACKAGES or logger.startswith(QUIET_PACKAGES)

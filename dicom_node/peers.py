@@ -18,7 +18,8 @@ def find_peer(name: str, settings: NodeSettings) -> Destination | PeerSettings:
     BadConfiguration
         If there is none; the sentence lists those there are.
     """
-    known = {entry.name: entry for entry in (*settings.peers, *settings.destinations)}
+    known: dict[str, Destination | PeerSettings] = {entry.name: entry for entry in settings.peers}
+    known |= {entry.name: entry for entry in settings.destinations}
     if name in known:
         return known[name]
     if (address := _ADDRESS.fullmatch(name)) is not None:

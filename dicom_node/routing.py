@@ -1,4 +1,4 @@
-"""4 JOB. Which model and prompt for which series: declared rules; first match wins; own results never match."""
+"""4 JOB. Which model and prompt for which series: declared rules, first match wins; never our own results."""
 
 import re
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What a process of the node opens once and hands down: the receiver, and what a job needs."""
 
-from dicom_node.receive import Receiver, ReceiveLimits
+from dicom_node.receive import ReceiveLimits, Receiver
 from dicom_node.settings import NodeSettings
 from storage.database import Database
 

@@ -1,9 +1,10 @@
-"""Celery app and its thin tasks; arguments are ids, nothing else. A message is a wake-up, the job table the truth."""
+"""Celery app and its thin tasks; arguments are ids. A message is a wake-up, the job table the truth."""
 
 import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 
 from celery import Celery, signals
 from celery.worker import state
@@ -18,6 +19,7 @@ from dicom_node.pipeline import Services, run_job
 from dicom_node.predictors import Predictors
 from dicom_node.services import open_receiver
 from dicom_node.settings import NodeSettings
+from inference.contract import Predictor
 from storage.database import Database
 from storage.deliveries import due_deliveries
 from storage.errors import LeaseLost
@@ -110,17 +112,10 @@ class RunWorker:
         self._database = database
         self._wake_ups = wake_ups
         self._predictors = Predictors(settings)
-        self._services = Services(
-            database=database,
-            receiver=open_receiver(settings, database),
-            files_root=settings.storage.files_root,
-            open_predictor=self._predictors.open,
-            frame_limits=_frame_limits(settings),
-            destinations=tuple(destination.name for destination in settings.destinations),
-        )
+        self._services = job_services(settings, database, self._predictors.open)
 
     def open_models(self) -> None:
-        """Open every model of the rules before the first job; what cannot be opened makes the node unready."""
+        """Open every model of the rules before the first job; one that cannot be makes the node unready."""
         readiness.report(self._settings.home, "models", OPENING)
         for name in sorted({route.model for route in self._settings.routes}):
             try:
@@ -164,9 +159,21 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _frame_limits(settings: NodeSettings) -> FrameLimits:
+def job_services(
+    settings: NodeSettings, database: Database, open_predictor: Callable[[str], Predictor]
+) -> Services:
+    """What run_job needs around it, by the configuration."""
     limits = settings.limits
-    return FrameLimits(limits.max_frames, limits.max_frame_megapixels, limits.max_series_megapixels)
+    return Services(
+        database=database,
+        receiver=open_receiver(settings, database),
+        files_root=settings.storage.files_root,
+        open_predictor=open_predictor,
+        frame_limits=FrameLimits(
+            limits.max_frames, limits.max_frame_megapixels, limits.max_series_megapixels
+        ),
+        destinations=tuple(destination.name for destination in settings.destinations),
+    )
 
 
 def start_worker(app: Celery, queue: str, settings: NodeSettings) -> int:

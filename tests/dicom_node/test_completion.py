@@ -9,7 +9,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import select, update
 
 from dicom_node.completion import complete_studies
-from dicom_node.receive import Receiver, ReceiveLimits
+from dicom_node.receive import ReceiveLimits, Receiver
 from dicom_node.settings import NodeSettings, load_settings
 from storage.database import Database
 from storage.index import Origin, request_completion

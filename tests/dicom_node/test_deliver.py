@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from dicom_node.backoff import backoff_s
 from dicom_node.deliver import DeliveryServices, Verdict, classify, deliver
-from dicom_node.receive import Receiver, ReceiveLimits
+from dicom_node.receive import ReceiveLimits, Receiver
 from dicom_node.settings import load_settings
 from storage.database import Database
 from storage.deliveries import due_deliveries, queue_delivery

@@ -13,8 +13,8 @@ from storage.tables import Study
 
 SECRET = "DOE^JOHN"
 PATIENT_COLUMNS = {
-    "patient_id", "patient_name", "patient_birth_date", "patient_sex", "accession_number", "study_description",
-    "study_id", "referring_physician_name", "study_date", "study_time",
+    "patient_id", "patient_name", "patient_birth_date", "patient_sex", "accession_number",
+    "study_description", "study_id", "referring_physician_name", "study_date", "study_time",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 DEAF = (
     sys.executable,
     "-c",
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)",
+    "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)",
 )
 
 

@@ -125,6 +125,7 @@ def command(*words: str, status: int = 0) -> str:
         [sys.executable, "-m", "dicom_node", *words],
         cwd=REPOSITORY,
         capture_output=True,
+        check=False,
         text=True,
         timeout=120,
     )

@@ -1,0 +1,119 @@
+"""How long it takes here: the pipeline from job start to stored SEG and SR, and the model alone."""
+
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.uid import generate_uid
+
+from dicom_node.attempt import claim
+from dicom_node.completion import complete_studies
+from dicom_node.joblist import list_jobs
+from dicom_node.pipeline import Services, run_job
+from dicom_node.predictors import Predictors
+from dicom_node.samples import breast_ultrasound
+from dicom_node.settings import NodeSettings, load_settings
+from dicom_node.tasks import job_services
+from inference.runtime.benchmark import print_report, run_benchmark
+from storage.database import Database, upgrade
+from storage.index import Origin, request_completion
+
+
+@dataclass(frozen=True)
+class Round:
+    """One ultrasound image: seconds from job start (claim) to SEG and SR stored, durable and indexed."""
+
+    seconds: float
+    run_s: float  # of these, the model
+    outcome: str
+
+
+def bench_model(settings: NodeSettings, model: str, rounds: int) -> None:
+    """Latency of the model package alone: a table, and one JSON line."""
+    print_report(run_benchmark(model, settings.inference, repeats=rounds))
+
+
+def bench_pipeline(settings: NodeSettings, model: str, rounds: int) -> None:
+    """Time `rounds` jobs on one synthetic ultrasound image each: a table, and one JSON line."""
+    with tempfile.TemporaryDirectory(prefix="dicom-node-bench-") as folder:
+        bench_settings = _settings_in(Path(folder), settings, model)
+        started = time.perf_counter()
+        predictors = Predictors(bench_settings)
+        version = predictors.open(model).version
+        open_s = time.perf_counter() - started
+        upgrade(bench_settings.storage.database_url)
+        database = Database(bench_settings.storage.database_url)
+        services = job_services(bench_settings, database, predictors.open)
+        measured = [_round(bench_settings, services) for _ in range(rounds + 1)][1:]  # the first warms up
+        database.close()
+    _print_table(measured, open_s)
+    print(json.dumps(_figures(measured, model, version) | {"open_model_s": round(open_s, 3)}))
+
+
+def _settings_in(folder: Path, settings: NodeSettings, model: str) -> NodeSettings:
+    """The same node on an empty home, with every image going to `model`."""
+    routes = tuple(route.model_copy(update={"model": model}) for route in settings.routes)
+    fresh = load_settings(folder)
+    return fresh.model_copy(
+        update={"routes": routes, "inference": settings.inference, "limits": settings.limits}
+    )
+
+
+def _round(settings: NodeSettings, services: Services) -> Round:
+    job_id = _receive_one(settings, services)
+    started = time.perf_counter()
+    job = claim(services.database, job_id, "bench", settings)
+    if job is None:
+        raise RuntimeError("the job of the benchmark was taken by somebody else")
+    run_job(job, services)
+    seconds = time.perf_counter() - started
+    row = next(row for row in list_jobs(services.database) if row["job_id"] == job_id)
+    run_s = row["summary"]["seconds"]["run"] if row["summary"] else 0.0
+    return Round(seconds, run_s, row["outcome"])
+
+
+def _receive_one(settings: NodeSettings, services: Services) -> str:
+    """Receive a sample under new UIDs, complete its study, and give the id of its job."""
+    (dataset,) = breast_ultrasound().datasets
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    services.receiver.receive_part10([file.getvalue()], Origin("IMPORT", "bench"))
+    with services.database.transaction() as tx:
+        request_completion(tx, str(dataset.StudyInstanceUID), "bench")
+    (job_id,) = complete_studies(services.database, settings)
+    return job_id
+
+
+def _print_table(measured: list[Round], open_s: float) -> None:
+    print(
+        f"One ultrasound image, job start to stored SEG and SR; {os.cpu_count()} cores, "
+        f"model opened in {open_s:.2f} s."
+    )
+    print(f"{'ROUND':<8}{'SECONDS':>9}{'MODEL':>9}{'REST':>9}  OUTCOME")
+    for number, each in enumerate(measured, start=1):
+        rest = each.seconds - each.run_s
+        print(f"{number:<8}{each.seconds:>9.3f}{each.run_s:>9.3f}{rest:>9.3f}  {each.outcome}")
+
+
+def _figures(measured: list[Round], model: str, version: str) -> dict[str, object]:
+    seconds = [each.seconds for each in measured]
+    return {
+        "bench": "pipeline",
+        "model": model,
+        "model_version": version,
+        "rounds": len(measured),
+        "median_s": round(statistics.median(seconds), 3),
+        "min_s": round(min(seconds), 3),
+        "max_s": round(max(seconds), 3),
+        "model_median_s": round(statistics.median(each.run_s for each in measured), 3),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
