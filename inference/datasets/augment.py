@@ -21,7 +21,7 @@ class Ranges:
     log2_stretch: float = 0.2  # of the target's aspect ratio
     rotation_degrees: float = 15.0
     shift: float = 0.12  # of the image's side
-    brightness: float = 0.15  # of full scale
+    brightness: float = 0.08  # of full scale
     log2_contrast: float = 0.4
     log2_gamma: float = 0.45
     colour_gain: float = 0.12
@@ -33,6 +33,7 @@ class Ranges:
     keep_probability: float = 0.15  # of leaving the geometry alone
 
 
+PIVOT = 0.3  # grey value that contrast leaves alone; medical frames are mostly dark
 RANGES = Ranges()
 
 
@@ -102,7 +103,7 @@ def _levels(rng: Generator, is_colour: bool, ranges: Ranges) -> NDArray[np.uint8
     contrast = 2 ** rng.uniform(-ranges.log2_contrast, ranges.log2_contrast)
     shift = rng.uniform(-ranges.brightness, ranges.brightness)
     gains = rng.uniform(1 - ranges.colour_gain, 1 + ranges.colour_gain, 3) if is_colour else np.ones(3)
-    curve = (np.linspace(0, 1, 256) ** gamma - 0.5) * contrast + 0.5 + shift
+    curve = (np.linspace(0, 1, 256) ** gamma - PIVOT) * contrast + PIVOT + shift
     return (np.clip(curve[None] * gains[:, None], 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

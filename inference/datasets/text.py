@@ -58,6 +58,7 @@ def _encode(
     label_start = text.find(DIAGNOSIS_CUE)
     label_start = label_start + len(DIAGNOSIS_CUE) if label_start >= 0 else len(text)
     answer_weights = [label_weight if label_start <= start < len(text) - 1 else 1.0 for start, _ in encoded.offsets]
+    answer_weights[0] = label_weight  # "It" or "There": whether anything is outlined at all
     ids = [*question, *encoded.ids, eos]
     weights = [0.0] * len(question) + answer_weights + [1.0]
     return ids, weights, ids.index(seg) - 1 if seg in ids else -1

@@ -52,7 +52,7 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape, each pixel normalised over C."""
         channels_last = x.permute(0, 2, 3, 1)
-        normal = F.layer_norm(channels_last, (x.shape[1],), self.weight, self.bias, self.eps)
+        normal = F.layer_norm(channels_last, self.weight.shape, self.weight, self.bias, self.eps)
         return normal.permute(0, 3, 1, 2)
 
 
@@ -376,5 +376,5 @@ class MaskDecoder(nn.Module):
         upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(source.shape))
         hyper = self.output_hypernetworks_mlps[0](hidden[:, 1])
         masks = upscaled.flatten(2).transpose(1, 2) @ hyper[:, :, None]  # (B, 16hw, 1); this order is the fast one
-        masks = masks.transpose(1, 2).unflatten(2, upscaled.shape[-2:])
+        masks = masks.view(-1, 1, *upscaled.shape[-2:])
         return masks, self.iou_prediction_head(hidden[:, 0])[:, :1]

@@ -71,7 +71,7 @@ def region_similarity(image_tokens: Tensor, seg: Tensor, valid: Tensor, maps: tu
         (N, g, g) in 0..1, min-max normalised over the valid cells; all 0 where the map is constant.
     """
     grid = valid.shape[-1]
-    dots = (image_tokens * seg[:, None, :]).sum(-1).unflatten(-1, (grid, grid))
+    dots = (image_tokens * seg[:, None, :]).sum(-1).view(-1, grid, grid)
     if maps is not None:
         normal = _min_max(dots, torch.ones_like(valid))
         return maps[0] @ normal @ maps[1].transpose(0, 1) * valid
@@ -101,7 +101,7 @@ def top_region(similarity: Tensor, valid: Tensor, top_k: int) -> Tensor:
     rank = (above | tied_before).sum(-1)
     has_map = similarity.flatten(1).amax(dim=1, keepdim=True) > 0
     chosen = ((rank < top_k) & has_map).to(similarity.dtype)
-    return chosen.view_as(similarity) * valid
+    return chosen.view(-1, *similarity.shape[-2:]) * valid
 
 
 def crop_matrix(length: int, shortest: int, longest: int, *, grid: int = 16, render: int = 336) -> Tensor:

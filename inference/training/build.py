@@ -24,9 +24,12 @@ def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, star
     settings = recipe[name]
     sampler = M3dsSampler(records, frames, settings["weights"], recipe["seed"])
     watched = watched_samples(records, frames, settings["watched_per_dataset"], has_region=name == "segmenter")
-    losses = LossWeights(**recipe["losses"])
+    losses = LossWeights(**(recipe["losses"] | settings.get("losses", {})))
     if name == "segmenter":
-        return SegmenterStage(sampler, watched, losses, recipe["frame_side"])
+        segmenter = SegmenterStage(sampler, watched, losses, recipe["frame_side"])
+        for path in start:
+            segmenter.module.load_state_dict(load_tensors(path)[0], strict=False)
+        return segmenter
     tokenizer = Tokenizer.from_file(recipe["tokenizer"])
     make = {"lvlm": LvlmStage, "joint": JointStage}[name]
     stage = make(sampler, watched, losses, tokenizer, recipe["frame_side"])

@@ -29,6 +29,7 @@ class Phase:
     side: int  # pixels
     minutes: float
     batch: int
+    decoder_share: float = 1.0  # of the steps that run the mask decoder; the others train the encoder alone
 
 
 class Stage(Protocol):
@@ -49,9 +50,26 @@ class Segmenter(nn.Module):
         self.prompt_encoder = PromptEncoder()
         self.mask_decoder = MaskDecoder(SMALL.decoder)
         self.constant_prompt = nn.Parameter(torch.randn(1, 1, 256) * 0.02)
+        self.direct_head = nn.Conv2d(256, 1, 1)
 
-    def forward(self, pixels: Tensor, region: Tensor, has_region: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels (B, 3, S, S), region (B, g, g) 0/1, has_region (B,) bool -> logits (B, 1, S, S), IoU (B, 1)."""
+    def forward(self, pixels: Tensor, region: Tensor, has_region: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks of a batch.
+
+        Parameters
+        ----------
+        pixels
+            (B, 3, S, S), normalised.
+        region
+            (B, g, g), 0 or 1.
+        has_region
+            (B,) bool: False gives the 'no mask' prompt.
+
+        Returns
+        -------
+        tuple
+            Logits (B, 1, S, S); predicted IoU (B, 1); logits read straight off the embedding
+            (B, 1, S/4, S/4), which only training uses: without them the encoder learns too slowly.
+        """
         image = self.image_encoder(pixels)
         batch, _, height, width = image.shape
         with_region = self.prompt_encoder.embed_region(region, height, width)
@@ -59,7 +77,7 @@ class Segmenter(nn.Module):
         dense = torch.where(has_region[:, None, None, None], with_region, without)
         positions = self.prompt_encoder.pe_layer(height, width)
         logits, iou = self.mask_decoder(image, positions, self.constant_prompt.expand(batch, -1, -1), dense)
-        return logits, iou
+        return logits, iou, self.direct_head(image)
 
 
 def simulate_region(batch: ImageBatch, rng: Generator, top_k: int = 36) -> Tensor:
@@ -86,7 +104,8 @@ class SegmenterStage:
     """Stage A: stands in for SAM's pre-training, which may not be downloaded here."""
 
     def __init__(self, sampler: M3dsSampler, validation: list[Sample], weights: LossWeights, frame_side: int) -> None:
-        self.module: nn.Module = Segmenter()
+        self._segmenter = Segmenter()
+        self.module: nn.Module = self._segmenter
         self._sampler = sampler
         self._validation = validation
         self._weights = weights
@@ -95,13 +114,19 @@ class SegmenterStage:
     def losses(self, phase: Phase) -> Losses:
         """One batch: mask loss of the paper's weights, plus SAM's IoU head."""
         batch = collate(self._sampler.draw(phase.batch, only_regions=True), self._frame_side, phase.side)
+        coarse = F.avg_pool2d(batch.masks, 4)
         rng = self._sampler.rng
+        if rng.random() >= phase.decoder_share:
+            with torch.autocast("cpu", torch.bfloat16):
+                direct = self._segmenter.direct_head(self._segmenter.image_encoder(batch.pixels))
+            return {"direct": mask_loss(direct, coarse, self._weights)}
         has_region = torch.from_numpy(rng.random(phase.batch) < 0.6)
         region = simulate_region(batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            logits, iou = self.module(batch.pixels, region, has_region)
+            logits, iou, direct = self._segmenter(batch.pixels, region, has_region)
         return {
             "mask": mask_loss(logits, batch.masks, self._weights),
+            "direct": mask_loss(direct, coarse, self._weights),
             "iou": self._weights.iou * iou_loss(iou, logits, batch.masks),
         }
 
@@ -111,7 +136,7 @@ class SegmenterStage:
         def predict(batch: ImageBatch) -> Tensor:
             count = batch.pixels.shape[0]
             nowhere = torch.zeros(count, dtype=torch.bool)
-            logits: Tensor = self.module(batch.pixels, torch.zeros_like(batch.cells), nowhere)[0]
+            logits: Tensor = self._segmenter(batch.pixels, torch.zeros_like(batch.cells), nowhere)[0]
             return logits
 
         return dice_by_dataset(self._validation, predict, self._frame_side, phase.side)

@@ -1,0 +1,83 @@
+"""The four graphs of a Sim4Seg package, as modules whose inputs and outputs are the graphs'."""
+
+import torch
+from torch import Tensor, nn
+
+from inference.models.sim4seg import Sim4Seg, region_similarity, top_region
+
+
+class ImageEncoderGraph(nn.Module):
+    """pixels -> image_embedding."""
+
+    def __init__(self, model: Sim4Seg) -> None:
+        super().__init__()
+        self.image_encoder = model.image_encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(1, 3, S, S) -> (1, 256, h, w)."""
+        out: Tensor = self.image_encoder(pixels)
+        return out
+
+
+class LanguagePrefillGraph(nn.Module):
+    """Image and question in, first logits and the cache out."""
+
+    def __init__(self, model: Sim4Seg) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """pixels (1, 3, S, S), text_ids (1, T) -> logits, past_keys, past_values, image_tokens, state_embedding."""
+        _, prefix = self.model.embed_image(pixels)
+        sequence = torch.cat([prefix, self.model.embed_text(text_ids)], dim=1)
+        states, keys, values = self.model.language_model(sequence)
+        last = states[:, -1]
+        logits = self.model.language_model.lm_head(last)
+        return logits, keys, values, self.model.image_tokens(states)[0], self.model.phi(last)
+
+
+class LanguageStepGraph(nn.Module):
+    """One token in, its logits, its state and the longer cache out."""
+
+    def __init__(self, model: Sim4Seg) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Tensor, past_keys: Tensor, past_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """token_ids (B, 1), cache (L, B, H, S, Dh) -> logits, present_keys, present_values, state_embedding."""
+        embedded = self.model.embed_text(token_ids)
+        states, keys, values = self.model.language_model(embedded, past_keys, past_values)
+        last = states[:, -1]
+        return self.model.language_model.lm_head(last), keys, values, self.model.phi(last)
+
+
+class MaskDecoderGraph(nn.Module):
+    """RVLS2M and the mask decoder; positions and the two dense entries are constants of the graph."""
+
+    positions: Tensor
+    outside: Tensor
+    inside: Tensor
+
+    def __init__(self, model: Sim4Seg, embedding_hw: tuple[int, int]) -> None:
+        super().__init__()
+        self.mask_decoder = model.mask_decoder
+        self.top_k = model.config.top_k
+        height, width = embedding_hw
+        self.repeats = height // model.config.grid, width // model.config.grid
+        with torch.no_grad():
+            outside, inside = model.prompt_encoder.mask_entries()
+            self.register_buffer("positions", model.prompt_encoder.pe_layer(height, width))
+            self.register_buffer("outside", outside[None, :, None, None].clone())
+            self.register_buffer("step", (inside - outside)[None, :, None, None].clone())
+
+    def forward(
+        self, image_embedding: Tensor, image_tokens: Tensor, seg_embedding: Tensor, valid_cells: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(1, 256, h, w), (256, 256), (N, 256), (16, 16) -> low_res_logits, iou_predictions, similarity, region."""
+        valid = valid_cells[None]
+        similarity = region_similarity(image_tokens[None], seg_embedding, valid, None)
+        region = top_region(similarity, valid, self.top_k)
+        bits = region[:, None].repeat_interleave(self.repeats[0], 2).repeat_interleave(self.repeats[1], 3)
+        dense = self.outside + bits * self.step
+        masks, iou = self.mask_decoder(image_embedding, self.positions, seg_embedding[:, None], dense)
+        return masks, iou, similarity, region

@@ -1,0 +1,204 @@
+"""Fails the export when outputs or Dice move beyond the stated tolerance.
+
+    python -m inference.export.parity --weights joint/weights.safetensors --data /path/to/data \
+        --package inference/packages/sim4seg-s --version 0.1.0
+
+Exports the graphs, compares each with PyTorch on real images, compares masks and texts end to end,
+and writes parity.json. Nothing is written into the package unless every check passes.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inference import metrics
+from inference.contract import Image, Prompt
+from inference.datasets.frames import read_image
+from inference.datasets.m3ds import Record
+from inference.export.package import write_manifest
+from inference.export.to_onnx import ExportSpec, export_model
+from inference.models.checkpoints import load_into, load_tensors, sha256, with_prefix
+from inference.models.sim4seg import SMALL, Sim4Seg
+from inference.runtime.engine import Engine
+from inference.runtime.onnx_engine import OnnxEngine
+from inference.runtime.model_repository import ModelPackage, open_package
+from inference.runtime.predictors import Sim4SegPredictor
+from inference.settings import InferenceSettings
+from inference.training.evaluate import query_of, validation_records
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a package may stand from its PyTorch weights; ours."""
+
+    relative_error: float = 0.05  # of each output: RMS of the difference over RMS of the output
+    mask_dice: float = 0.97  # mean Dice between the masks of the two, and
+    lowest_mask_dice: float = 0.5  # the worst of them
+    same_text: float = 0.8  # share of answers that are equal, word for word
+    same_diagnosis: float = 0.95
+
+
+class ParityError(Exception):
+    """A package answers differently from the weights it was made of."""
+
+
+class TorchEngine:
+    """A graph's PyTorch module behind the runtime's Engine, so that both run the same served path."""
+
+    def __init__(self, declared: Engine, spec: ExportSpec) -> None:
+        self.name, self.inputs, self.outputs = declared.name, declared.inputs, declared.outputs
+        self._spec = spec
+
+    def warm_up(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing here gets faster with use."""
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name."""
+        with torch.no_grad():
+            out = self._spec.module(
+                *(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self._spec.inputs)
+            )
+        tensors = out if isinstance(out, tuple) else (out,)
+        return {name: tensor.numpy() for name, tensor in zip(self._spec.outputs, tensors, strict=True)}
+
+
+def graph_errors(specs: Mapping[str, ExportSpec], package: Sim4SegPredictor, pixels: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+    """Relative RMS error per output, worst over `pixels` (1, 3, side, side)."""
+    errors: dict[str, float] = {}
+    for square in pixels:
+        feeds: dict[str, NDArray[Any]] = {"pixels": square}
+        feeds["text_ids"] = package.conversation.question_ids("Segment the lesion and give a diagnosis.")
+        feeds["valid_cells"] = np.ones((SMALL.grid, SMALL.grid), np.float32)
+        feeds["token_ids"] = np.array([[10]], np.int64)
+        for name in ("image_encoder.onnx", "language_prefill.onnx", "language_step.onnx", "mask_decoder.onnx"):
+            spec = specs[name]
+            engine: Engine = getattr(package.engines, Path(name).stem)
+            want = TorchEngine(engine, spec).run(feeds)
+            got = engine.run({key: feeds[key] for key in spec.inputs})
+            for key, value in want.items():
+                errors[f"{name}:{key}"] = max(errors.get(f"{name}:{key}", 0.0), relative_error(got[key], value))
+            feeds |= {key: value for key, value in want.items() if key not in ("present_keys", "present_values")}
+            feeds["seg_embedding"] = feeds.get("state_embedding", np.zeros((1, 256), np.float32))
+    return errors
+
+
+def relative_error(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """RMS of the difference over RMS of `want`."""
+    scale = float(np.sqrt(np.mean(np.square(want, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(got - want, dtype=np.float64)))) / max(scale, 1e-12)
+
+
+def end_to_end(package: Sim4SegPredictor, reference: Sim4SegPredictor, records: Sequence[Record]) -> dict[str, float]:
+    """How alike two predictors answer the same questions."""
+    dices, same_text, same_diagnosis = [], [], []
+    for record in records:
+        image, prompt = Image(read_image(record)), Prompt(query_of(record))
+        ours, theirs = package.predict(image, prompt), reference.predict(image, prompt)
+        dices.append(metrics.dice(ours.mask, theirs.mask))
+        same_text.append(ours.text == theirs.text)
+        labels = [p.diagnosis.label if p.diagnosis else None for p in (ours, theirs)]
+        same_diagnosis.append(labels[0] == labels[1])
+    return {
+        "images": float(len(records)),
+        "mask_dice": float(np.mean(dices)),
+        "lowest_mask_dice": float(np.min(dices)),
+        "same_text": float(np.mean(same_text)),
+        "same_diagnosis": float(np.mean(same_diagnosis)),
+    }
+
+
+def check(errors: Mapping[str, float], alike: Mapping[str, float], tolerance: Tolerance) -> None:
+    """Raise ParityError where an output or an answer moved too far.
+
+    `region` is a set of cells chosen by rank: rounding may swap cells of equal merit, so it is judged
+    by the masks it leads to.
+    """
+    worst = {name: e for name, e in errors.items() if e > tolerance.relative_error and not name.endswith(":region")}
+    if worst:
+        raise ParityError(f"outputs moved beyond {tolerance.relative_error}: {worst}")
+    limits = asdict(tolerance)
+    low = {name: value for name, value in alike.items() if name in limits and value < limits[name]}
+    if low:
+        raise ParityError(f"answers moved too far: {low}, allowed {limits}")
+
+
+def load_model(weights: Path) -> Sim4Seg:
+    """sim4seg-s from a training checkpoint; what only training needed is left behind."""
+    model = Sim4Seg(SMALL).eval()
+    load_into(model, with_prefix(load_tensors(weights)[0], "model."))
+    return model
+
+
+def reference_predictor(specs: Mapping[str, ExportSpec], package: ModelPackage, settings: InferenceSettings) -> Sim4SegPredictor:
+    """The served path on PyTorch modules."""
+
+    def open_engine(name: str, model: bytes) -> Engine:
+        declared = OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=settings.threads)
+        return TorchEngine(declared, specs[name])
+
+    return Sim4SegPredictor(package, settings, open_engine=open_engine)
+
+
+def export_checked(
+    model: Sim4Seg, folder: Path, records: Sequence[Record], *, version: str, int8: bool, tolerance: Tolerance
+) -> dict[str, Any]:
+    """Export `model` into `folder` (which holds tokenizer and cards) if it passes; returns the parity report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Path(scratch) / folder.name
+        shutil.copytree(folder, trial)
+        specs = export_model(model, trial, int8=int8)
+        write_manifest(trial, version)
+        package = open_package(trial.parent, trial.name)
+        settings = InferenceSettings(threads=torch.get_num_threads())
+        predictor = Sim4SegPredictor(package, settings)
+        pixels = [predictor.fit(Image(read_image(record)))[1] for record in records[:: max(1, len(records) // 4)][:4]]
+        errors = graph_errors(specs, predictor, pixels)
+        alike = end_to_end(predictor, reference_predictor(specs, package, settings), records)
+        report = {
+            "weights": "int8 for the largest, float16 for the rest" if int8 else "float16",
+            "tolerance": asdict(tolerance),
+            "relative_error": errors,
+            "end_to_end": alike,
+            "bytes": {name: (trial / name).stat().st_size for name in specs},
+        }
+        check(errors, alike, tolerance)
+        for name in specs:
+            shutil.copyfile(trial / name, folder / name)
+    return report
+
+
+def main() -> None:
+    """Export a trained model into its package folder, behind the gate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("weights", "data", "package"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--version", required=True)
+    parser.add_argument("--float16", action="store_true", help="no 8-bit weights")
+    parser.add_argument("--images", type=int, default=6, help="per data set, for the end-to-end comparison")
+    options = parser.parse_args()
+    records = validation_records(options.data, options.images)
+    report = export_checked(
+        load_model(options.weights),
+        options.package,
+        records,
+        version=options.version,
+        int8=not options.float16,
+        tolerance=Tolerance(),
+    )
+    report = {"checkpoint_sha256": sha256(options.weights), **report}
+    (options.package / "parity.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_manifest(options.package, options.version)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

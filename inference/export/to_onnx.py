@@ -1,0 +1,101 @@
+"""PyTorch -> ONNX; declares names, dtypes and dynamic axes per model."""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from inference.export.graphs import ImageEncoderGraph, LanguagePrefillGraph, LanguageStepGraph, MaskDecoderGraph
+from inference.export.weights import shrink_weights
+from inference.models.sim4seg import Sim4Seg
+
+OPSET = 17  # the first with LayerNormalization in one node
+Axes = dict[str, dict[int, str]]
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """One graph: its module, example inputs by name, output names, and which axes may vary."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    dynamic: Axes = field(default_factory=dict)
+
+
+def graph_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
+    """The four graphs by file name. `model` must be in eval mode."""
+    language, grid = model.config.language, model.config.grid
+    pixels = torch.randn(1, 3, side, side)
+    cache = torch.randn(language.depth, 1, language.heads, 9, language.width // language.heads)
+    with torch.no_grad():
+        embedding = model.image_encoder(pixels)
+    hw = (embedding.shape[-2], embedding.shape[-1])
+    past = {3: "past"}
+    return {
+        "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
+        "language_prefill.onnx": ExportSpec(
+            LanguagePrefillGraph(model),
+            {"pixels": pixels, "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
+            ("logits", "past_keys", "past_values", "image_tokens", "state_embedding"),
+            {"text_ids": {1: "text"}, "past_keys": past, "past_values": past},
+        ),
+        "language_step.onnx": ExportSpec(
+            LanguageStepGraph(model),
+            {"token_ids": torch.tensor([[7]]), "past_keys": cache, "past_values": cache.clone()},
+            ("logits", "present_keys", "present_values", "state_embedding"),
+            {
+                "token_ids": {0: "batch"},
+                "logits": {0: "batch"},
+                "state_embedding": {0: "batch"},
+                "past_keys": {1: "batch", 3: "past"},
+                "past_values": {1: "batch", 3: "past"},
+                "present_keys": {1: "batch", 3: "present"},
+                "present_values": {1: "batch", 3: "present"},
+            },
+        ),
+        "mask_decoder.onnx": ExportSpec(
+            MaskDecoderGraph(model, hw),
+            {
+                "image_embedding": embedding,
+                "image_tokens": torch.randn(grid**2, model.config.decoder.width),
+                "seg_embedding": torch.randn(2, model.config.decoder.width),
+                "valid_cells": torch.ones(grid, grid),
+            },
+            ("low_res_logits", "iou_predictions", "similarity", "region"),
+            {
+                name: {0: "prompts"}
+                for name in ("seg_embedding", "low_res_logits", "iou_predictions", "similarity", "region")
+            },
+        ),
+    }
+
+
+def export_graph(spec: ExportSpec, path: Path) -> None:
+    """Write one graph to `path` in float32."""
+    spec.module.eval()  # or the exporter would put the whole model back into training mode when it is done
+    with warnings.catch_warnings():  # the tracing exporter is deprecated, but keeps names and opset 17 as declared
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            spec.module,
+            tuple(spec.inputs.values()),
+            str(path),
+            input_names=list(spec.inputs),
+            output_names=list(spec.outputs),
+            dynamic_axes=spec.dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def export_model(model: Sim4Seg, folder: Path, *, int8: bool) -> dict[str, ExportSpec]:
+    """Write the four graphs with small weights into `folder`; returns what was declared, for the parity gate."""
+    model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    specs = graph_specs(model)
+    for name, spec in specs.items():
+        export_graph(spec, folder / name)
+        shrink_weights(folder / name, int8=int8)
+    return specs
