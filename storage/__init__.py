@@ -6,6 +6,7 @@ tables      what is kept in the database
 database    transactions, the database clock, migrations
 durable     fsync, and directories that survive a power cut
 part10      DICOM Part 10 files, durable before anybody says yes
+text        what a database can hold of it, and names as they are compared
 records     data set -> the attributes that the index keeps
 index       instance -> Study/Series/Instance rows, idempotent
 studies     when a study is complete, and what became of it

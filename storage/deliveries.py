@@ -12,8 +12,8 @@ from sqlalchemy.orm import InstrumentedAttribute
 from storage.database import Transaction, database_now
 from storage.errors import IllegalTransition, InstanceMissing, LeaseLost
 from storage.leases import granted, is_due, released
-from storage.records import clean_text
 from storage.tables import Delivery, DeliveryAttempt
+from storage.text import clean_text
 from storage.upsert import insert_into
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.database import Transaction, database_now
 from storage.errors import InstanceConflict
-from storage.records import InstanceRecord, Origin, fold_name, record_from_dataset
+from storage.records import InstanceRecord, Origin, record_from_dataset
 from storage.search import (
     InstanceMatch,
     SearchQuery,
@@ -27,6 +27,7 @@ from storage.search import (
 )
 from storage.studies import QuietStudy, mark_complete, quiet_studies, record_outcome, request_completion
 from storage.tables import Conflict, Instance, Series, Study
+from storage.text import fold_name
 from storage.upsert import insert_into
 
 __all__ = [

@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, and_, null, or_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.database import database_now
-from storage.records import clean_text
 from storage.tables import Delivery, Job
+from storage.text import clean_text
 
 Leasable = type[Job] | type[Delivery]
 

@@ -2,7 +2,6 @@
 
 import re
 import struct
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydicom.multival import MultiValue
 
 from storage.errors import InstanceUnidentified
 from storage.part10 import StoredFile
+from storage.text import clean_text
 
 # What pydicom raises for values that break their VR: wrong length, unknown charset, not a number ...
 _UNREADABLE = (
@@ -124,23 +124,6 @@ def record_from_dataset(
         origin=Origin(origin.kind[:16], clean_text(origin.detail, 256)),
         is_own_result=is_own_result,
     )
-
-
-def clean_text(value: str, length: int) -> str:
-    """Strip DICOM's padding, drop what a database cannot hold, and cut to `length` characters.
-
-    Source: PS3.5 section 6.2 (leading and trailing spaces are not significant; NUL pads UIDs).
-    """
-    return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8").strip()[:length].rstrip()
-
-
-def fold_name(value: str) -> str:
-    """Reduce a person name to the form that is compared: no case, no empty components at the end.
-
-    Source: PS3.4 section C.2.2.2.1 (matching of person names may ignore case).
-    """
-    groups = (group.rstrip("^ ") for group in unicodedata.normalize("NFKC", value).casefold().split("="))
-    return "=".join(groups).rstrip("=")[:256]
 
 
 def _study_attributes(ds: Dataset) -> StudyAttributes:

@@ -14,8 +14,8 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.database import Transaction
 from storage.errors import SearchRefused
-from storage.records import fold_name
 from storage.tables import Instance, Series, Study
+from storage.text import fold_name
 
 _MAX_CHARACTERS = 256
 _MAX_LIST_CHARACTERS = 10_000  # lists of UIDs
@@ -256,7 +256,7 @@ _NEWEST_FIRST = (
     Study.study_date.desc(),
     Study.study_time.desc(),
     Study.created_at.desc(),
-    Study.study_instance_uid,
+    Study.study_instance_uid.desc(),
 )
 _STUDY_MATCHERS: dict[str, _Matcher] = {
     "StudyInstanceUID": _uid(Study.study_instance_uid),

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import func, or_, select, update
 
 from storage.database import Transaction, database_now
-from storage.records import clean_text
 from storage.tables import Instance, Series, Study
+from storage.text import clean_text
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Jobs and deliveries as an operator lists them: newest first, with every attempt."""
+"""Jobs, deliveries and conflicts as an operator lists them: newest first, with every attempt."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from sqlalchemy import select
 from storage.database import Transaction
 from storage.deliveries import DeliveryState
 from storage.jobs import JobState
-from storage.tables import Delivery, DeliveryAttempt, Job, JobAttempt
+from storage.tables import Conflict, Delivery, DeliveryAttempt, Job, JobAttempt
 
 
 def list_jobs(
@@ -55,4 +55,10 @@ def attempts_of_delivery(tx: Transaction, delivery_id: str) -> Sequence[Delivery
     """Return every try at the delivery, the first one first."""
     condition = DeliveryAttempt.delivery_id == delivery_id
     statement = select(DeliveryAttempt).where(condition).order_by(DeliveryAttempt.attempt)
+    return tx.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def list_conflicts(tx: Transaction, *, limit: int = 100, offset: int = 0) -> Sequence[Conflict]:
+    """Return the quarantined contents, the newest first; their files are kept until somebody decides."""
+    statement = select(Conflict).order_by(Conflict.id.desc()).limit(limit).offset(offset)
     return tx.scalars(statement.execution_options(populate_existing=True)).all()

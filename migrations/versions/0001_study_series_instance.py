@@ -41,7 +41,12 @@ def upgrade() -> None:
     op.create_index("ix_study_completed_at", "study", ["completed_at"], unique=False)
     op.create_index("ix_study_patient_id", "study", ["patient_id"], unique=False)
     op.create_index("ix_study_patient_name_folded", "study", ["patient_name_folded"], unique=False)
-    op.create_index("ix_study_study_date", "study", ["study_date"], unique=False)
+    op.create_index(
+        "ix_study_newest",
+        "study",
+        ["study_date", "study_time", "created_at", "study_instance_uid"],
+        unique=False,
+    )
     op.create_table(
         "series",
         sa.Column("series_instance_uid", sa.String(length=64), nullable=False),

@@ -12,7 +12,8 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from storage.errors import InstanceUnidentified
 from storage.part10 import StoredFile
-from storage.records import InstanceRecord, Origin, clean_text, fold_name, record_from_dataset
+from storage.records import InstanceRecord, Origin, record_from_dataset
+from storage.text import clean_text, fold_name
 from tests.storage.builders import ORIGIN, make_dataset
 
 STORED = StoredFile("objects/x", "0" * 64, 7)

@@ -1,8 +1,10 @@
 """Matching as DICOM defines it: exact, wildcards, ranges, lists, names; order, pages, counts."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, event
 
 from storage.database import Database, upgrade
 from storage.errors import SearchRefused
@@ -233,6 +235,25 @@ def test_a_study_tells_its_modalities_and_counts(filled: Archive):
     with filled.db.reading() as tx:
         (match,) = search_studies(tx, SearchQuery({"StudyInstanceUID": "1.1"}))
     assert (match.modalities, match.number_of_series, match.number_of_instances) == (("CT", "SR"), 2, 3)
+
+
+def test_a_page_of_the_newest_studies_is_read_in_order_not_sorted(migrated_sqlite: Path):
+    db = Database(f"sqlite:///{migrated_sqlite}")
+    statements: list[str] = []
+
+    def explain(
+        connection: Connection, _cursor: object, statement: str, parameters: object, *_: object
+    ) -> None:
+        if "LIMIT" in statement and not statement.startswith("EXPLAIN"):
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            statements.extend(row.detail for row in plan)
+
+    with db.reading() as tx:
+        event.listen(tx.connection(), "before_cursor_execute", explain)
+        search_studies(tx, SearchQuery({"StudyDate": "20240101-"}))
+    db.close()
+    assert any("ix_study_newest" in detail for detail in statements)
+    assert not [detail for detail in statements if "TEMP B-TREE" in detail]
 
 
 def test_pages_do_not_overlap(filled: Archive):
