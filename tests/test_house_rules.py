@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from scripts import readme_map, readme_results
@@ -18,6 +19,7 @@ from tests.house import rules
 
 PACKAGES = ("dicom_node", "inference", "storage", "migrations")
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+PAGES = ("README.md", "deploy/README.md")
 CONTRACTS = PYPROJECT["tool"]["importlinter"]["contracts"]
 
 
@@ -222,7 +224,7 @@ def broken_links(page: Path) -> list[str]:
     return [target for target in targets if "://" not in target and not (page.parent / target).exists()]
 
 
-@pytest.mark.parametrize("page", ["README.md", "deploy/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     assert broken_links(REPOSITORY / page) == []
 
@@ -231,6 +233,53 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("![a](gone.png) [b](page.md) [c](https://example.org/)", encoding="utf-8")
     assert broken_links(page) == ["gone.png"]
+
+
+def unknown_commands(page: str) -> set[str]:
+    """Words after `dicom-node` in a page that are no command of it."""
+    from dicom_node.__main__ import build_parser
+
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "==SUPPRESS==")
+    return set(re.findall(r"dicom-node ([a-z][a-z-]+)", page)) - set(commands)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_name_commands_that_exist(page: str) -> None:
+    assert unknown_commands((REPOSITORY / page).read_text(encoding="utf-8")) == set()
+
+
+def test_an_unknown_command_is_found() -> None:
+    assert unknown_commands("`dicom-node serve` and `dicom-node fly --home DIR`") == {"fly"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_show_configuration_that_loads(page: str, tmp_path: Path) -> None:
+    from dicom_node.settings import load_settings
+
+    blocks = re.findall(r"```toml\n(.*?)```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        config = tmp_path / "node.toml"
+        config.write_text(block, encoding="utf-8")
+        load_settings(tmp_path, config)
+
+
+def test_compose_starts_commands_that_exist_with_settings_that_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dicom_node.__main__ import build_parser
+    from dicom_node.settings import load_settings
+
+    services = yaml.safe_load((REPOSITORY / "deploy" / "compose.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]
+    ours = {name: service for name, service in services.items() if "command" in service}
+    assert set(ours) == {"migrate", "scp", "web", "sweep", "deliver", "worker"}
+    for service in ours.values():
+        for name, value in service["environment"].items():
+            monkeypatch.setenv(name, re.sub(r"\$\{.*?\}", "secret", value))
+        build_parser().parse_args(service["command"])
+        assert load_settings(tmp_path).dimse.host == "0.0.0.0"
 
 
 def setting_paths(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, str]]:
