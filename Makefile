@@ -7,14 +7,13 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DEFAULT := .venv/.installed-default
 DEV := .venv/.installed-dev
-OHIF := .cache/ohif
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
 
 demo: $(DEFAULT) ## a node, a PACS and three studies: ONCE=1 ends by itself, STUDY=path takes your own
 	@scripts/get_ohif.sh
-	@$(PY) -m dicom_node demo --home .demo $$(ls -d $(OHIF) 2>/dev/null | sed 's/^/--viewer /') $(if $(ONCE),--once) $(if $(STUDY),--study "$(STUDY)")
+	@$(PY) -m dicom_node demo $(if $(ONCE),--once) $(if $(STUDY),--study "$(STUDY)")
 
 test: $(DEV) ## everything, with real peers: ARGS="-k word" for a part
 	@scripts/system_packages.sh
