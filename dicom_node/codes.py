@@ -62,7 +62,7 @@ COLON = _sct("71854001", "Colon")
 LUNG = _sct("39607008", "Lung")
 SKIN = _sct("39937001", "Skin")
 PERIPHERAL_NERVE = _sct("84782009", "Peripheral nerve")  # CID 7151
-BODY = _sct("123037004", "Body structure (body structure)")
+BODY = _sct("123037004", "Body structure")
 
 # Body Part Examined -> region, for findings that can lie in many places. Source: PS3.16 Annex L.
 REGIONS: dict[str, Code] = {

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 Stored = NDArray[np.generic]
 Display = NDArray[np.uint8]  # (H, W) grey or (H, W, 3) RGB, 0..255
@@ -56,9 +56,13 @@ def _has_voi_lut(header: Dataset) -> bool:
 
 
 def _through_voi_lut(values: Stored, header: Dataset) -> Display:
-    bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-    looked_up = apply_voi(values.astype(np.int64), header, index=0)
-    return _quantise(looked_up.astype(np.float64) * (255.0 / max(2**bits - 1, 1)))
+    """Source: PS3.3 C.11.2.1.1. pydicom's own look-up wraps around in tables of more than 256 8-bit entries."""
+    item = header.VOILUTSequence[0]
+    count, first, bits = (int(number) for number in item.LUTDescriptor)
+    data = item.LUTData
+    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    places = (values.astype(np.int64) - first).clip(0, min(count or 65536, table.size) - 1)
+    return _quantise(table[places].astype(np.float64) * (255.0 / (2**bits - 1)))
 
 
 def first_window(header: Dataset) -> tuple[float, float] | None:

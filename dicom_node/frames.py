@@ -202,12 +202,12 @@ def _check_limits(instances: Sequence[_Instance], limits: FrameLimits) -> None:
         frame = int(instance.header.Rows) * int(instance.header.Columns) / 1e6
         if frame > limits.max_frame_megapixels:
             raise NotSuitable(
-                f"a frame has {frame:.1f} megapixels, more than {limits.max_frame_megapixels:g}"
+                f"a frame has {frame:.3g} megapixels, more than {limits.max_frame_megapixels:g}"
             )
         megapixels += frame * int(instance.header.get("SamplesPerPixel") or 1) * instance.frame_count
     if megapixels > limits.max_series_megapixels:
         raise NotSuitable(
-            f"the series has {megapixels:.0f} megapixels, more than {limits.max_series_megapixels:g}"
+            f"the series has {megapixels:.2g} megapixels, more than {limits.max_series_megapixels:g}"
         )
 
 

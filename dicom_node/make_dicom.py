@@ -21,7 +21,22 @@ MAX_IMAGE_SIDE: Final = 8192
 MAX_IMAGES: Final = 1000
 ASSUMED_SPACING_MM: Final = 1.0
 COLOUR_MODALITIES: Final = frozenset({"US", "ES", "XC"})
-PAIRED: Final = frozenset(codes.REGIONS) - {"PELVIS"} | {"BREAST", "EYE", "EAR", "KIDNEY", "TESTIS", "OVARY"}
+UNPAIRED: Final = frozenset(
+    {
+        "HEART",
+        "CHEST",
+        "COLON",
+        "ABDOMEN",
+        "HEAD",
+        "SKULL",
+        "NECK",
+        "SPINE",
+        "THYROID",
+        "BRAIN",
+        "PELVIS",
+        "LIVER",
+    }
+)
 SOP_CLASSES: Final[dict[str, str]] = {
     "US": "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound Image Storage
     "ES": "1.2.840.10008.5.1.4.1.1.77.1.1",  # VL Endoscopic Image Storage
@@ -161,7 +176,7 @@ def _series_and_equipment(dataset: Dataset, key: str, details: SeriesDetails) ->
     dataset.SeriesDate, dataset.SeriesTime = dataset.StudyDate, dataset.StudyTime
     dataset.SeriesDescription = details.description[:64]
     dataset.BodyPartExamined = details.body_part.strip().upper()[:16]
-    if dataset.BodyPartExamined in PAIRED and dataset.Modality != "DX":  # DX has Image Laterality instead
+    if dataset.BodyPartExamined not in UNPAIRED and dataset.Modality != "DX":  # DX has Image Laterality
         dataset.Laterality = details.laterality
     dataset.Manufacturer = "sim4seg-node"
     dataset.ManufacturerModelName = "make-dicom"

@@ -263,17 +263,18 @@ def _segmentation_frame(segmentation: Dataset, key: Frame) -> int:
 
 def _texts(findings: Findings) -> list[TextContentItem]:
     items = [_text(codes.IMPRESSION, _impression(findings))]
-    if findings.reasoning:
-        items.append(_text(codes.FINDING_TEXT, findings.reasoning))
+    reasons = findings.reasoning or findings.text  # an answer that was cut short is shown as it is
+    if reasons:
+        items.append(_text(codes.FINDING_TEXT, reasons))
     items += [_text(codes.COMMENT, sentence) for sentence in (*findings.remarks, RESEARCH_USE)]
     return items
 
 
 def _impression(findings: Findings) -> str:
     if findings.diagnosis is None:
-        return f"No diagnosis is made. {findings.text}".strip()
+        return "No diagnosis is made."
     confidence = "" if findings.confidence is None else f" (confidence {findings.confidence:.2f})"
-    return f"Diagnosis: {findings.diagnosis}{confidence}. {findings.text}".strip()
+    return f"Diagnosis: {findings.diagnosis}{confidence}."
 
 
 def _text(name: Code, value: str) -> TextContentItem:

@@ -1,6 +1,9 @@
 """Plain functions that make synthetic DICOM series and masks; all patients are invented."""
 
+import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from dicom_node.frames import FrameLimits, SourceSeries, load_series
 from dicom_node.make_dicom import Patient, SeriesDetails, build_series
+from inference.contract import Image, Prediction, Prompt
+from tests.stub_engine import StubPredictor
 
 PATIENT = Patient("Test^Synthetic", "SYNTH-1", "19700101", "F")
 DARK, BRIGHT = 20, 170
@@ -85,3 +91,44 @@ def write_datasets(folder: Path, datasets: Sequence[Dataset]) -> list[Path]:
         dataset.save_as(path, enforce_file_format=True)
         paths.append(path)
     return sorted(paths)
+
+
+def as_loaded(folder: Path, datasets: Sequence[Dataset]) -> SourceSeries:
+    """The series as the node reads it from files."""
+    return load_series(write_datasets(folder, datasets), FrameLimits())
+
+
+class MaskPredictor(StubPredictor):
+    """Outlines what make_grey_image drew dark; a frame without anything dark has no region."""
+
+    def predict(self, image: Image, prompt: Prompt) -> Prediction:
+        """The stub's answer with the mask that was drawn."""
+        mask = image.pixels[..., 0] < (DARK + BRIGHT) // 2
+        return replace(super().predict(image, prompt), mask=mask, has_region=bool(mask.any()))
+
+
+def part10(dataset: Dataset) -> bytes:
+    """The bytes of the data set as a Part 10 file."""
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def standard_errors(folder: Path, dataset: Dataset) -> list[str]:
+    """What dciodvfy calls an error in the data set; its exit status says nothing."""
+    path = folder / f"check-{dataset.SOPInstanceUID}.dcm"
+    path.write_bytes(part10(dataset))
+    checked = subprocess.run(["dciodvfy", "-new", str(path)], capture_output=True, text=True, check=False)
+    lines = (checked.stdout + checked.stderr).splitlines()
+    assert lines, "dciodvfy names the object it checks"
+    return [line for line in lines if line.startswith("Error")]
+
+
+def report_text(folder: Path, dataset: Dataset) -> str:
+    """The report as DCMTK's dsrdump prints it, with every text in full."""
+    path = folder / f"dump-{dataset.SOPInstanceUID}.dcm"
+    path.write_bytes(part10(dataset))
+    dumped = subprocess.run(["dsrdump", "+Pc", "+Pl", str(path)], capture_output=True, text=True, check=False)
+    assert dumped.returncode == 0, dumped.stderr
+    assert not [line for line in dumped.stderr.splitlines() if line.startswith(("E:", "F:"))], dumped.stderr
+    return dumped.stdout
