@@ -33,8 +33,8 @@ format: $(DEV) ## rewrite what the formatter and the linter can
 lock: $(DEV) ## locks/*.txt from pyproject.toml: ARGS=--upgrade for the newest
 	@scripts/lock.sh $(ARGS)
 
-train: $(DEV) ## trains sim4seg-s on ../shared/data and exports it
-	@$(PY) -m inference.training.train $(ARGS)
+train: $(DEV) ## trains sim4seg-s on DATA (../shared/data) and makes its package, in two hours
+	@scripts/train.sh
 
 clean: ## what the other commands made, but for .venv
 	rm -rf .demo .cache build test-artifacts .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

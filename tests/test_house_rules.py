@@ -1,6 +1,7 @@
 """The rules of the house, run by a machine; each is shown to fail on a bad sample first."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -216,6 +217,16 @@ def test_the_readme_gives_the_measured_accuracy() -> None:
     assert readme == readme_map.replace_section(readme, section, readme_results.MARKERS), (
         "run: python scripts/readme_results.py --write"
     )
+
+
+def test_the_accuracy_table_shows_interval_and_majority(tmp_path: Path) -> None:
+    path = tmp_path / readme_results.METRICS
+    path.parent.mkdir(parents=True)
+    score = {"mean": 0.8125, "low": 0.79, "high": 0.8333}
+    path.write_text(
+        json.dumps({"datasets": {"busbra": {"images": 189, "dice": score, "majority_accuracy": 0.68}}})
+    )
+    assert "| busbra | 189 | 0.812 (0.790-0.833) | - | - | 0.680 |" in readme_results.render(tmp_path)
 
 
 def broken_links(page: Path) -> list[str]:
