@@ -47,7 +47,8 @@ def test_files_become_one_series(tmp_path: Path) -> None:
         paths.append(tmp_path / f"slice {number}.png")
         Image.fromarray(GREY + np.uint8(number)).save(paths[-1])
     details = SeriesDetails(
-        modality="mr", body_part="heart", patient=Patient("Doe^Jane", "X1"), spacing_mm=(1.5, 1.2), slice_spacing_mm=8.0,
+        modality="mr", body_part="heart", patient=Patient("Doe^Jane", "X1"),
+        spacing_mm=(1.5, 1.2), slice_spacing_mm=8.0,
         when=datetime.datetime(2026, 3, 4, 5, 6, 7),  # noqa: DTZ001
     )  # fmt: skip
     written = make_dicom(paths, tmp_path / "out", details)

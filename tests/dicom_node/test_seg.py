@@ -113,7 +113,7 @@ def test_stack_keeps_the_source_geometry_digit_by_digit(
 
 
 def test_only_the_whole_series_is_referenced_and_nothing_else(tmp_path: Path) -> None:
-    """OHIF takes the first referenced series, and drops a SEG whose instances are not named (interop.md 4.5.2)."""
+    """OHIF takes the first referenced series, and drops a SEG whose instances are not named."""
     masks = growing(4)
     masks[1] = np.zeros(SIZE, bool)
     series = builders.as_loaded(tmp_path / "in", builders.make_stack(masks))
