@@ -11,9 +11,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its bootstrap interval."""
+    """A mean (or other statistic) with its bootstrap interval."""
 
-    value: float
+    mean: float
     low: float
     high: float
 
@@ -61,7 +61,7 @@ def bootstrap(
 ) -> Interval:
     """Percentile interval of `statistic` over `count` cases drawn with replacement (Efron 1979).
 
-    `statistic` takes the drawn indices (count,); it may raise nothing and must bear any draw.
+    `statistic` takes the drawn indices (count,) and must bear any draw.
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(rng.integers(0, count, count)) for _ in range(rounds)]

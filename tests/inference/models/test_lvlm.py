@@ -1,0 +1,105 @@
+"""Our language model and tower against `transformers`, and the cache against the full pass."""
+
+import warnings
+
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from inference.models.lvlm import (
+    ClipConfig,
+    ClipTower,
+    LanguageConfig,
+    LanguageModel,
+    TinyTower,
+    TinyTowerConfig,
+)
+
+TINY = LanguageConfig(vocabulary=40, width=32, depth=3, heads=4, mlp_width=48)
+
+
+def llama(config: LanguageConfig) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=config.depth,
+            num_attention_heads=config.heads, intermediate_size=config.mlp_width, rms_norm_eps=config.norm_eps,
+        )
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_language_model_equals_llama() -> None:
+    theirs = llama(TINY).eval()
+    ours = LanguageModel(TINY).eval()
+    ours.load_state_dict({name.removeprefix("model."): value for name, value in theirs.state_dict().items()})
+    ids = torch.randint(0, 40, (2, 17))
+    states, _, _ = ours(ours.embed_tokens(ids))
+    torch.testing.assert_close(ours.lm_head(states), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_steps_with_the_cache_equal_the_full_pass() -> None:
+    model = LanguageModel(TINY).eval()
+    embedded = model.embed_tokens(torch.randint(0, 40, (2, 12)))
+    full, full_keys, full_values = model(embedded)
+    states, keys, values = model(embedded[:, :7])
+    parts = [states]
+    for i in range(7, 12):
+        states, keys, values = model(embedded[:, i : i + 1], keys, values)
+        parts.append(states)
+    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((keys, values), (full_keys, full_values), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_state_does_not_see_what_follows() -> None:
+    model = LanguageModel(TINY).eval()
+    embedded = model.embed_tokens(torch.randint(0, 40, (1, 9)))
+    changed = embedded.clone()
+    changed[:, 6:] += 1
+    torch.testing.assert_close(model(changed)[0][:, :6], model(embedded)[0][:, :6])
+
+
+@torch.no_grad()
+def test_tower_equals_clip() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=32, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=28,
+                patch_size=7,
+            )
+        ).eval()  # fmt: skip
+    ours = ClipTower(ClipConfig(side=28, patch_side=7, width=32, depth=4, heads=4)).eval()
+    ours.load_state_dict({our_clip_name(name): value for name, value in theirs.state_dict().items() if "_ids" not in name})
+    pixels = torch.randn(2, 3, 28, 28)
+    want = theirs(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(ours(pixels), want, rtol=1e-4, atol=1e-4)
+
+
+def our_clip_name(name: str) -> str:
+    name = name.removeprefix("vision_model.")
+    for part in ("embeddings.", "encoder.", "self_attn.", "mlp."):
+        name = name.replace(part, "") if not name.startswith("patch") else name
+    return name
+
+
+def test_the_papers_sizes_are_those_of_the_public_models() -> None:
+    with torch.device("meta"):
+        ours, theirs = LanguageModel(LanguageConfig()), llama(LanguageConfig())
+        tower, clip = ClipTower(ClipConfig()), CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14,
+            )
+        )  # fmt: skip
+    assert count(ours) == count(theirs) == 6_738_415_616
+    assert count(tower) == count(clip)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def test_tiny_tower_gives_a_token_per_cell() -> None:
+    tower = TinyTower(TinyTowerConfig()).eval()
+    assert tower(torch.randn(1, 3, 256, 256)).shape == (1, 256, 256)

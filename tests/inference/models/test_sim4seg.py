@@ -1,0 +1,137 @@
+"""RVLS2M against the long way round, and the cascade at both sizes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference.models.lvlm import LanguageConfig, TinyTowerConfig
+from inference.models.sam import DecoderConfig
+from inference.models.sim4seg import (
+    PAPER,
+    SMALL,
+    Sim4Seg,
+    Sim4SegConfig,
+    crop_matrix,
+    region_similarity,
+    top_region,
+)
+from inference.models.tiny_sam import TinyConfig
+
+TINY = Sim4SegConfig(
+    tower=TinyTowerConfig(widths=(8, 8, 16, 16), width=16, attention_blocks=1),
+    language=LanguageConfig(vocabulary=40, width=32, depth=2, heads=4, mlp_width=48),
+    encoder=TinyConfig(widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), attention_blocks=1, neck_width=16),
+    decoder=DecoderConfig(mlp_width=64, mask_tokens=1, attention_downsample=4),
+    im_start=3,
+)
+SHAPES = [tuple(int(n) for n in np.random.default_rng(i).integers(64, 700, 2)) for i in range(36)]
+
+
+def the_long_way(tokens: Tensor, seg: Tensor, source_hw: tuple[int, int]) -> Tensor:
+    """Upsample, pad, resize to the image, place in the letterboxed square, average each cell."""
+    dots = (tokens @ seg).view(1, 1, 16, 16)
+    normal = (dots - dots.min()) / (dots.max() - dots.min())
+    height, width = source_hw
+    rendered = F.interpolate(normal, (336, 336), mode="bilinear", align_corners=False)
+    tall, wide = (max(336, round(336 * n / min(source_hw))) for n in source_hw)
+    top, left = (tall - 336) // 2, (wide - 336) // 2
+    padded = F.pad(rendered, (left, wide - 336 - left, top, tall - 336 - top))
+    image = F.interpolate(padded, source_hw, mode="bilinear", align_corners=False)[0, 0]
+    longest = max(source_hw)
+    square = torch.zeros(longest, longest)
+    square[:height, :width] = image
+    edges = [i * longest // 16 for i in range(17)]
+    return torch.stack(
+        [
+            torch.stack([square[edges[i] : edges[i + 1], edges[j] : edges[j + 1]].mean() for j in range(16)])
+            for i in range(16)
+        ]
+    )
+
+
+@pytest.mark.parametrize("source_hw", SHAPES)
+def test_closed_form_equals_the_long_way(source_hw: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(sum(source_hw))
+    tokens, seg = torch.randn(256, 32, generator=generator), torch.randn(32, generator=generator)
+    maps = tuple(crop_matrix(n, min(source_hw), max(source_hw)) for n in source_hw)
+    everywhere = torch.ones(1, 16, 16)
+    closed = region_similarity(tokens[None], seg[None], everywhere, (maps[0], maps[1]))
+    long = the_long_way(tokens, seg, source_hw)[None]
+    torch.testing.assert_close(closed, long, rtol=0, atol=2e-6)
+    assert torch.equal(top_region(closed, everywhere, 36), top_region(long, everywhere, 36))
+
+
+def test_the_letterboxed_map_is_normalised_over_the_image_only() -> None:
+    valid = torch.zeros(1, 16, 16)
+    valid[:, :5] = 1
+    tokens, seg = torch.randn(1, 256, 8), torch.randn(2, 8)
+    similarity = region_similarity(tokens, seg, valid, None)
+    assert similarity.shape == (2, 16, 16)
+    assert similarity[:, 5:].abs().max() == 0
+    assert similarity[:, :5].amin(dim=(1, 2)).tolist() == [0, 0]
+    assert similarity[:, :5].amax(dim=(1, 2)).tolist() == [1, 1]
+    region = top_region(similarity, valid, 36)
+    assert region.sum(dim=(1, 2)).tolist() == [36, 36]
+    assert region[:, 5:].sum() == 0
+
+
+def test_fewer_valid_cells_than_asked_for() -> None:
+    valid = torch.zeros(1, 16, 16)
+    valid[:, :1, :9] = 1
+    region = top_region(torch.rand(1, 16, 16) * valid + 0.1, valid, 36)
+    assert torch.equal(region, valid)
+
+
+def test_a_constant_map_gives_no_region_and_no_nan() -> None:
+    valid = torch.ones(1, 16, 16)
+    similarity = region_similarity(torch.ones(1, 256, 8), torch.ones(1, 8), valid, None)
+    assert similarity.abs().max() == 0
+    assert top_region(similarity, valid, 36).sum() == 0
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    similarity = torch.zeros(1, 16, 16)
+    similarity[0, 3, 3] = 1
+    chosen = top_region(similarity, torch.ones(1, 16, 16), 4).flatten().nonzero().flatten().tolist()
+    assert chosen == [0, 1, 2, 51]
+
+
+@torch.no_grad()
+def test_small_shapes_from_pixels_to_mask() -> None:
+    model = Sim4Seg(TINY).eval()
+    pixels = torch.randn(2, 3, 256, 256)
+    _, prefix = model.embed_image(pixels)
+    states, _, _ = model.language_model(torch.cat([prefix, model.embed_text(torch.randint(0, 40, (2, 6)))], 1))
+    assert states.shape == (2, 2 + 256 + 6, 32)
+    seg = model.phi(states[:, -1])
+    similarity, region = model.locate(model.image_tokens(states), seg, torch.ones(2, 16, 16))
+    assert similarity.shape == region.shape == (2, 16, 16)
+    masks, iou = model.draw(model.image_encoder(pixels), seg, region)
+    assert masks.shape == (2, 1, 256, 256)
+    assert iou.shape == (2, 1)
+
+
+@torch.no_grad()
+def test_the_same_weights_take_half_the_size() -> None:
+    model = Sim4Seg(TINY).eval()
+    assert model.image_encoder(torch.randn(1, 3, 128, 128)).shape == (1, 256, 32, 32)
+
+
+def test_the_papers_model_has_the_papers_parameters() -> None:
+    with torch.device("meta"):
+        paper = Sim4Seg(PAPER)
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in paper.named_children()}
+    assert counts["image_encoder"] == 637_026_048
+    assert counts["language_model"] == 6_738_415_616 + 3 * 2 * 4096  # three tokens added
+    assert counts["text_hidden_fcs"] == 17_830_144  # models.md 1.2: 17.8 M
+    assert counts["projector"] == 1024 * 4096 + 4096
+    assert counts["mask_decoder"] == 4_058_340
+    assert paper.image_stop == 258
+
+
+def test_small_is_small() -> None:
+    with torch.device("meta"):
+        small = Sim4Seg(SMALL)
+    assert 15_000_000 < sum(p.numel() for p in small.parameters()) < 30_000_000
