@@ -107,8 +107,8 @@ def test_summary_is_json_and_complete(tmp_path: Path) -> None:
     )
     summary = json.loads(json.dumps(result.summary))
     assert summary.keys() >= {
-        "diagnosis", "confidence", "text", "reasoning", "target", "area_mm2", "key_frame",
-        "sop_instance_uids", "seconds", "model", "model_version", "model_digest", "query", "inputs", "remarks",
+        "diagnosis", "confidence", "text", "reasoning", "target", "area_mm2", "key_frame", "inputs",
+        "sop_instance_uids", "seconds", "model", "model_version", "model_digest", "query", "remarks",
     }  # fmt: skip
     assert summary["inputs"]["count"] == 1
     assert summary["sop_instance_uids"]["sr"] == result.report.SOPInstanceUID
