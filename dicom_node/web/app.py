@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+import anyio
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +23,7 @@ from dicom_node.web.services import DICOM_WEB, WebServices, json_response
 from storage.database import Database
 from storage.errors import SearchRefused, StorageError
 
+MAX_UPLOADS: Final = 16
 MAX_ADDRESS_BYTES: Final = 16 * 1024
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -54,7 +56,11 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.services = WebServices(
-        database, open_receiver(settings, database), settings, readiness_checks(settings, database)
+        database,
+        open_receiver(settings, database),
+        settings,
+        readiness_checks(settings, database),
+        anyio.CapacityLimiter(MAX_UPLOADS),
     )
     return app
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,6 +32,7 @@ class WebServices:
     receiver: Receiver
     settings: NodeSettings
     readiness_checks: Sequence[Callable[[], list[str]]]
+    uploads: anyio.CapacityLimiter  # bodies read at the same time; others wait
 
     @property
     def files_root(self) -> Path:

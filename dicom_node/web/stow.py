@@ -30,12 +30,9 @@ from dicom_node.web.services import (
 )
 from storage.index import Origin, request_completion
 
-MAX_REQUESTS: Final = 16  # bodies read at the same time; others wait
 SILENCE_S: Final = 30.0  # a body that brings nothing for so long is given up
 REQUESTED_BY: Final = "STOW-RS request"
 ORIGIN_KIND: Final = "STOW-RS"
-
-_places = anyio.CapacityLimiter(MAX_REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ async def store_instances(request: Request) -> Response:
                 return
             yield chunk
 
-    return await anyio.to_thread.run_sync(_store, services, kind, chunks(), study, limiter=_places)
+    return await anyio.to_thread.run_sync(_store, services, kind, chunks(), study, limiter=services.uploads)
 
 
 def _refuse_early(request: Request, kind: MediaType, services: WebServices) -> None:

@@ -145,7 +145,7 @@ def _frame_numbers(text: str) -> list[int]:
     parts = text.split(",")
     if len(parts) > MAX_FRAMES_ASKED or not all(part.isascii() and part.isdigit() for part in parts):
         raise BadRequest("frames are asked for as numbers from 1, divided by commas")
-    numbers = [int(part) for part in parts if len(part) < 10]
+    numbers = [int(part) for part in parts if len(part) <= 10]
     if len(numbers) != len(parts) or min(numbers) < 1:
         raise BadRequest("frames are asked for as numbers from 1, divided by commas")
     return numbers

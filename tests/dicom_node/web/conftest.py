@@ -1,0 +1,114 @@
+"""A web server on the app itself, and one on a real socket."""
+
+import shutil
+import threading
+import time
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+
+from dicom_node.receive import ReceiveLimits, Receiver
+from dicom_node.web.app import build_app
+from storage.database import upgrade
+from storage.index import Origin, find_instance
+from tests.dicom_node.dimse.instances import make_settings, part10
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """A database file with the current schema: copying it is quicker than migrating for every test."""
+    path = tmp_path_factory.mktemp("migrated") / "node.sqlite"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def database_url(tmp_path, migrated):
+    return f"sqlite:///{shutil.copy(migrated, tmp_path / 'node.sqlite')}"
+
+
+@pytest.fixture
+def sections():
+    """What the configuration of a test's node says beside its folders; a test may change it."""
+    return {}
+
+
+@pytest.fixture
+def app(tmp_path, database_url, database, files_root, sections):
+    return build_app(make_settings(tmp_path, database_url, files_root, **sections), database)
+
+
+class Client:
+    """httpx on the app, without a socket."""
+
+    def __init__(self, app):
+        self._app = app
+
+    def request(self, method, address, **options):
+        async def send():
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+                return await client.request(method, address, **options)
+
+        return anyio.run(send)
+
+    def get(self, address, accept=None, **options):
+        headers = {"accept": accept} if accept else {}
+        return self.request("GET", address, headers=headers | options.pop("headers", {}), **options)
+
+    def post(self, address, **options):
+        return self.request("POST", address, **options)
+
+
+@pytest.fixture
+def client(app):
+    return Client(app)
+
+
+@pytest.fixture
+def server(app, free_port):
+    """The app behind uvicorn; gives its port."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield port
+    server.should_exit = True
+    thread.join(20)
+
+
+@pytest.fixture
+def keep(database, files_root):
+    """A function that stores data sets by the door and returns the first's address."""
+    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+
+    def store(*datasets):
+        for dataset in datasets:
+            receiver.receive_part10([part10(dataset)], Origin("IMPORT", "test"))
+        return address_of(datasets[0])
+
+    return store
+
+
+@pytest.fixture
+def stored(database, files_root):
+    def read(sop_instance_uid):
+        with database.reading() as tx:
+            row = find_instance(tx, str(sop_instance_uid))
+        return None if row is None else (files_root / row.path).read_bytes()
+
+    return read
+
+
+def address_of(dataset):
+    """Address of an instance under the DICOMweb root."""
+    return (
+        f"/dicom-web/studies/{dataset.StudyInstanceUID}/series/{dataset.SeriesInstanceUID}"
+        f"/instances/{dataset.SOPInstanceUID}"
+    )
