@@ -35,6 +35,8 @@ def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, star
     stage = make(sampler, watched, losses, tokenizer, recipe["frame_side"])
     for path in start:
         start_from(stage.learner, path)
+    if isinstance(stage, JointStage) and settings["freeze_image_encoder"]:
+        stage.freeze_image_encoder()
     return stage
 
 

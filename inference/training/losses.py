@@ -60,4 +60,4 @@ def region_loss(similarity: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
     """
     losses = F.binary_cross_entropy_with_logits(similarity.float(), cells, reduction="none")
     weights = valid * (1 + 2 * cells)
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum().clamp(min=1.0)

@@ -20,6 +20,7 @@ from inference.prompts import DIAGNOSES
 from inference.training.losses import LossWeights, iou_loss, mask_loss, region_loss, text_loss
 
 Losses = dict[str, Tensor]
+PROMPT_NOISE = 0.05  # per component; [SEG] states of different images were measured 0.03 apart
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class Stage(Protocol):
 
 
 class Segmenter(nn.Module):
-    """Image encoder, prompt encoder and mask decoder with a learned constant in place of [SEG]."""
+    """Image encoder, prompt encoder and mask decoder with a noisy constant in place of [SEG].
+
+    Late in the run the constant is set to the mean [SEG] state of stage B (`seg_prompt.py`), so that the
+    decoder meets nothing strange when the two are joined.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +81,10 @@ class Segmenter(nn.Module):
         without = self.prompt_encoder.no_mask(height, width)
         dense = torch.where(has_region[:, None, None, None], with_region, without)
         positions = self.prompt_encoder.pe_layer(height, width)
-        logits, iou = self.mask_decoder(image, positions, self.constant_prompt.expand(batch, -1, -1), dense)
+        prompt = self.constant_prompt.detach().expand(batch, -1, -1)
+        if self.training:
+            prompt = prompt + PROMPT_NOISE * torch.randn_like(prompt)
+        logits, iou = self.mask_decoder(image, positions, prompt, dense)
         return logits, iou, self.direct_head(image)
 
 
@@ -277,7 +285,10 @@ def label_loss(logits: Tensor, samples: list[Sample]) -> Tensor:
 
 
 class JointStage(LvlmStage):
-    """Stage C: the paper's recipe. SAM's encoder is frozen; the region comes from the model itself."""
+    """Stage C: the paper's recipe; the region comes from the model itself, without gradients.
+
+    The paper freezes SAM's image encoder; `freeze_image_encoder` says whether this run does.
+    """
 
     def __init__(
         self,
@@ -288,22 +299,25 @@ class JointStage(LvlmStage):
         frame_side: int,
     ) -> None:
         super().__init__(sampler, validation, weights, tokenizer, frame_side)
-        for part in (self.learner.model.image_encoder, self.learner.model.prompt_encoder):
-            part.requires_grad_(False)
+        self.learner.model.prompt_encoder.requires_grad_(False)
+
+    def freeze_image_encoder(self) -> None:
+        """Keep SAM's image encoder as it is."""
+        self.learner.model.image_encoder.requires_grad_(False)
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: everything stage B has, plus the mask through RVLS2M and the decoder."""
         samples = self._sampler.draw(phase.batch)
         batch = collate(samples, self._frame_side, phase.side)
         text = encode_batch(samples, self._tokenizer, self._sampler.rng, self._weights.diagnosis_token)
-        model = self.learner.model
-        model.image_encoder.eval()
+        model, has = self.learner.model, text.has_seg
+        model.image_encoder.train(any(p.requires_grad for p in model.image_encoder.parameters()))
         with torch.autocast("cpu", torch.bfloat16):
             losses, image_tokens, seg = self._read_losses(samples, batch, text)
-            has = text.has_seg
-            with torch.no_grad():
-                embedding = model.image_encoder(batch.pixels[has])
-                _, region = model.locate(image_tokens[has].float(), seg[has].float(), batch.valid_cells[has])
+            if not has.any():
+                return losses
+            embedding = model.image_encoder(batch.pixels[has])
+            _, region = model.locate(image_tokens[has].float(), seg[has].float(), batch.valid_cells[has])
             logits, iou = model.draw(embedding, seg[has], region)
         losses["mask"] = mask_loss(logits, batch.masks[has], self._weights)
         losses["iou"] = self._weights.iou * iou_loss(iou, logits, batch.masks[has])
