@@ -36,6 +36,22 @@ def until(condition: Callable[[], Any], what: str, limit_s: float = 60.0, pause_
     return found
 
 
+def find_free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody takes connections at this port of 127.0.0.1."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 @dataclass
 class Node:
     """A node that runs: where it is and what it says."""
@@ -78,11 +94,7 @@ class Node:
 
     def listens(self) -> bool:
         """Whether its listener takes connections."""
-        try:
-            with socket.create_connection((self.peer.host, self.peer.port), timeout=1):
-                return True
-        except OSError:
-            return False
+        return is_listening(self.peer.port)
 
     def jobs(self) -> list[dict[str, Any]]:
         return list_jobs(self.database)

@@ -2,30 +2,34 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
-from dicom_node.demo_pacs import DemoPacs
+from dicom_node.demo_pacs import DemoPacs, open_pacs
 from tests.builders import make_ellipse, make_stack, make_ultrasound, write_datasets
-from tests.flow.nodes import Node, destination, node_config, running_node, until
+from tests.flow.nodes import Node, destination, find_free_port, node_config, running_node, until
 
 CANARY = "CANARYNAME"
 
 
-@pytest.fixture
-def node(
-    tmp_path: Path, free_port: Callable[[], int], tiny_models: Path, pacs: DemoPacs, pacs_port: int
-) -> Iterator[Node]:
-    config = node_config(free_port, tiny_models, destinations=[destination(pacs_port)])
-    with running_node(tmp_path / "node", config) as running:
-        yield running
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[tuple[Node, DemoPacs]]:
+    """A node whose results go to a PACS."""
+    folder = tmp_path_factory.mktemp("flow")
+    port = find_free_port()
+    config = node_config(find_free_port, tiny_models, destinations=[destination(port)])
+    with open_pacs(folder / "pacs", port) as pacs, running_node(folder / "node", config) as node:
+        yield node, pacs
 
 
-def test_a_study_in_a_mask_and_a_diagnosis_out(node: Node, pacs: DemoPacs, tmp_path: Path) -> None:
+def test_a_study_in_a_mask_and_a_diagnosis_out(flow: tuple[Node, DemoPacs], tmp_path: Path) -> None:
+    node, pacs = flow
     ultrasound = make_ultrasound()
     ultrasound.PatientName, ultrasound.PatientID, ultrasound.AccessionNumber = f"{CANARY}^A", CANARY, CANARY
     (path,) = write_datasets(tmp_path / "in", [ultrasound])
@@ -61,15 +65,24 @@ def test_a_study_in_a_mask_and_a_diagnosis_out(node: Node, pacs: DemoPacs, tmp_p
     assert CANARY not in node.command("jobs", "--json")
 
 
-def test_a_stack_of_slices_and_a_late_one(node: Node, pacs: DemoPacs, tmp_path: Path) -> None:
+def jobs_of(node: Node, dataset: Dataset) -> list[dict[str, Any]]:
+    return [job for job in node.jobs() if job["study_instance_uid"] == dataset.StudyInstanceUID]
+
+
+def test_a_stack_of_slices_and_a_late_one(flow: tuple[Node, DemoPacs], tmp_path: Path) -> None:
+    node, pacs = flow
     slices = make_stack([make_ellipse((64, 64), (30, 32), (10, 9))] * 3)
     paths = write_datasets(tmp_path / "in", slices[:2])
+    before = len(pacs.arrivals())
     node.send(paths)
-    node.wait_for_jobs(1)
+    until(lambda: jobs_of(node, slices[0]), "the study to be complete")
+    node.wait_for_jobs()
     late = write_datasets(tmp_path / "late", slices[2:])
     node.send(late)
-    jobs = node.wait_for_jobs(2)
+    until(lambda: len(jobs_of(node, slices[0])) == 2, "the study to be complete again")
+    node.wait_for_jobs()
+    jobs = jobs_of(node, slices[0])
     assert sorted(job["study_version"] for job in jobs) == [1, 2]
     newest = max(jobs, key=lambda job: job["study_version"])
     assert newest["summary"]["inputs"]["count"] == 3
-    until(lambda: len(pacs.arrivals()) == 4, "both results at the PACS")
+    until(lambda: len(pacs.arrivals()) - before == 4, "both results at the PACS")
