@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import make_url
 
 STARTS_WITHIN_S = 60
+STOPS_WITHIN_S = 10
 
 
 def programs() -> Path:
@@ -86,7 +87,11 @@ def serving(folder: Path) -> Iterator[None]:
         yield
     finally:
         server.send_signal(signal.SIGQUIT)
-        server.wait(timeout=STARTS_WITHIN_S)
+        try:
+            server.wait(timeout=STOPS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def wait_until_ready(folder: Path, server: subprocess.Popen[bytes]) -> None:
