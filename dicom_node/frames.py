@@ -62,6 +62,7 @@ ROOT_OF_INTEREST = (
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelSpacing",
+    "SliceThickness",
     "ImagerPixelSpacing",
     "SequenceOfUltrasoundRegions",
     "ImagePositionPatient",
@@ -100,6 +101,7 @@ class Frame:
     frame_number: int | None  # 1-based in a multi-frame instance
     spacing_mm: tuple[float, float] | None  # between rows, between columns
     spacing_origin: str  # which attribute the spacing comes from; "" when there is none
+    slice_thickness_mm: float | None
     position: Triple | None  # LPS, mm, centre of the first pixel, digits as in the source
     orientation: tuple[float, ...] | None  # direction cosines of row and column, digits as in the source
 
@@ -253,7 +255,9 @@ def frame_attributes(header: Dataset, index: int) -> Dataset:
 def _frame(display: Display, source: Dataset, header: Dataset, number: int | None) -> Frame:
     spacing, origin = spacing_of(header)
     position, orientation = plane_of(header)
-    return Frame(display, source, number, spacing, origin, position, orientation)
+    thickness = header.get("SliceThickness")
+    slice_thickness = thickness if isinstance(thickness, int | float) and thickness > 0 else None
+    return Frame(display, source, number, spacing, origin, slice_thickness, position, orientation)
 
 
 def spacing_of(header: Dataset) -> tuple[tuple[float, float] | None, str]:

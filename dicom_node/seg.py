@@ -33,6 +33,8 @@ from dicom_node.provenance import (
 
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 IMAGE_AXES: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+PLACEHOLDER_MM: Final = 1.0
+NOT_CALIBRATED: Final = "The image is not calibrated; the Pixel Spacing of this object is a placeholder."
 SERIES_NUMBER: Final = 9001
 
 
@@ -155,11 +157,12 @@ def _restore_geometry(
     """Put the source's own digits in place of the stand-ins'. OHIF compares them (interop.md 4.5.4)."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
     del shared.PixelMeasuresSequence
+    first = frames[0]
+    shared.PixelMeasuresSequence = [_pixel_measures(first)]
+    if first.spacing_mm is None:
+        dataset.SegmentSequence[0].SegmentDescription = NOT_CALIBRATED
     if not has_geometry:
         return
-    first = frames[0]
-    if first.spacing_mm is not None and first.source.get("SliceThickness"):
-        shared.PixelMeasuresSequence = [_pixel_measures(first)]
     shared.PlaneOrientationSequence[0].ImageOrientationPatient = list(first.orientation or ())
     place = {str(source.SOPInstanceUID): frame for source, frame in zip(sources, frames, strict=True)}
     for group in dataset.PerFrameFunctionalGroupsSequence:
@@ -169,10 +172,10 @@ def _restore_geometry(
 
 
 def _pixel_measures(frame: Frame) -> Dataset:
-    """Only beside a plane: without one, Slice Thickness, which is required, would have to be invented."""
+    """Placeholders where the source says nothing: OHIF 3.13 stops without this group, and both are type 1."""
     measures = Dataset()
-    measures.PixelSpacing = list(frame.spacing_mm or ())
-    measures.SliceThickness = frame.source.SliceThickness
+    measures.PixelSpacing = list(frame.spacing_mm or (PLACEHOLDER_MM, PLACEHOLDER_MM))
+    measures.SliceThickness = frame.slice_thickness_mm or PLACEHOLDER_MM
     return measures
 
 

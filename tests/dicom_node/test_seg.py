@@ -64,7 +64,8 @@ def test_ultrasound_image(tmp_path: Path) -> None:
     dataset = assert_round_trip(series, growing(1), tmp_path)
     shared = dataset.SharedFunctionalGroupsSequence[0]
     assert list(shared.PlaneOrientationSequence[0].ImageOrientationPatient) == [1, 0, 0, 0, 1, 0]
-    assert "PixelMeasuresSequence" not in shared
+    assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == pytest.approx([0.2, 0.1])
+    assert "SegmentDescription" not in dataset.SegmentSequence[0]
     assert dataset.FrameOfReferenceUID
 
 
@@ -74,6 +75,14 @@ def test_every_kind_of_image(tmp_path: Path, modality: str) -> None:
     images = [builders.make_colour_image(mask) for mask in growing(2)]
     series = builders.as_loaded(tmp_path / "in", builders.build_series(images, details))
     assert_round_trip(series, growing(2), tmp_path)
+
+
+def test_without_calibration_the_spacing_is_called_a_placeholder(tmp_path: Path) -> None:
+    """OHIF 3.13 throws when there are no Pixel Measures at all."""
+    source = builders.make_ultrasound(growing(1)[0], spacing_mm=None)
+    dataset = assert_round_trip(builders.as_loaded(tmp_path / "in", [source]), growing(1), tmp_path)
+    assert dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing == [1.0, 1.0]
+    assert "placeholder" in dataset.SegmentSequence[0].SegmentDescription
 
 
 def test_clip_refers_to_its_frames(tmp_path: Path) -> None:
