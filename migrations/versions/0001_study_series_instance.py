@@ -13,6 +13,20 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_study()
+    _create_series()
+    _create_instance()
+    _create_conflict()
+
+
+def downgrade() -> None:
+    op.drop_table("conflict")
+    op.drop_table("instance")
+    op.drop_table("series")
+    op.drop_table("study")
+
+
+def _create_study() -> None:
     op.create_table(
         "study",
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
@@ -47,6 +61,9 @@ def upgrade() -> None:
         ["study_date", "study_time", "created_at", "study_instance_uid"],
         unique=False,
     )
+
+
+def _create_series() -> None:
     op.create_table(
         "series",
         sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
@@ -65,6 +82,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("series_instance_uid", name="pk_series"),
     )
     op.create_index("ix_series_study_instance_uid", "series", ["study_instance_uid"], unique=False)
+
+
+def _create_instance() -> None:
     op.create_table(
         "instance",
         sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
@@ -92,6 +112,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_instance_series_instance_uid", "instance", ["series_instance_uid"], unique=False)
     op.create_index("ix_instance_study_instance_uid", "instance", ["study_instance_uid"], unique=False)
+
+
+def _create_conflict() -> None:
     op.create_table(
         "conflict",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -109,10 +132,3 @@ def upgrade() -> None:
             "sop_instance_uid", "second_sha256", name="uq_conflict_sop_instance_uid_second_sha256"
         ),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("conflict")
-    op.drop_table("instance")
-    op.drop_table("series")
-    op.drop_table("study")

@@ -14,6 +14,16 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_job()
+    _create_job_attempt()
+
+
+def downgrade() -> None:
+    op.drop_table("job_attempt")
+    op.drop_table("job")
+
+
+def _create_job() -> None:
     op.create_table(
         "job",
         sa.Column("job_id", sa.String(length=32), nullable=False),
@@ -59,6 +69,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_job_due", "job", ["state", "next_attempt_at"], unique=False)
     op.create_index("ix_job_series_instance_uid", "job", ["series_instance_uid"], unique=False)
+
+
+def _create_job_attempt() -> None:
     op.create_table(
         "job_attempt",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -72,8 +85,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_job_attempt"),
         sa.UniqueConstraint("job_id", "attempt", name="uq_job_attempt_job_id_attempt"),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("job_attempt")
-    op.drop_table("job")

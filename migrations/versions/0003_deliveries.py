@@ -13,6 +13,16 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_delivery()
+    _create_delivery_attempt()
+
+
+def downgrade() -> None:
+    op.drop_table("delivery_attempt")
+    op.drop_table("delivery")
+
+
+def _create_delivery() -> None:
     op.create_table(
         "delivery",
         sa.Column("delivery_id", sa.String(length=32), nullable=False),
@@ -42,6 +52,9 @@ def upgrade() -> None:
     )
     op.create_index("ix_delivery_due", "delivery", ["state", "next_attempt_at"], unique=False)
     op.create_index("ix_delivery_job_id", "delivery", ["job_id"], unique=False)
+
+
+def _create_delivery_attempt() -> None:
     op.create_table(
         "delivery_attempt",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -58,8 +71,3 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_delivery_attempt"),
         sa.UniqueConstraint("delivery_id", "attempt", name="uq_delivery_attempt_delivery_id_attempt"),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("delivery_attempt")
-    op.drop_table("delivery")
