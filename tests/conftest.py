@@ -1,6 +1,7 @@
 """Fixtures that need cleaning up, and the rules of every test run: loopback only, no skips in CI."""
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -109,14 +110,22 @@ def files_root(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """The URL of a SQLite database with the current schema."""
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the current schema, to be copied: migrating takes a hundred times as long."""
     from storage.database import upgrade
 
-    url = f"sqlite:///{tmp_path / 'node.sqlite'}"
-    upgrade(url)
-    return url
+    path = tmp_path_factory.mktemp("migrated") / "node.sqlite"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def database_url(tmp_path: Path, migrated_database: Path) -> str:
+    """The URL of an empty SQLite database with the current schema."""
+    path = tmp_path / "node.sqlite"
+    shutil.copy(migrated_database, path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture
