@@ -53,6 +53,7 @@ from storage.errors import (
     InstanceConflict,
     InstanceUnidentified,
     NotDurable,
+    StorageError,
     StorageFull,
     StorageUnavailable,
 )
@@ -354,3 +355,5 @@ def _translated_errors() -> Iterator[None]:
         raise UidMismatch(str(error)) from error
     except InstanceConflict as error:
         raise ConflictingInstance(error.reason) from error
+    except StorageError as error:
+        raise IndexUnavailable("the database refused the instance") from error

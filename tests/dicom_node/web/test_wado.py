@@ -317,7 +317,8 @@ def test_media_types_of_an_instance(client, keep, accept, status):
 def test_what_is_not_stored_is_404_with_a_sentence(client, keep, kind):
     address = keep(make_image())
     other_study = address.replace(address.split("/")[3], generate_uid(), 1)
-    for wrong in (address[:-1], other_study, address[:-1] + "0"):
+    other_instance = f"{series_of(address)}/instances/{generate_uid()}"
+    for wrong in (other_study, other_instance):
         answer = client.get(wrong + kind)
         assert answer.status_code == 404
         assert answer.json()["advice"]
