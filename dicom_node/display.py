@@ -56,7 +56,7 @@ def _has_voi_lut(header: Dataset) -> bool:
 
 
 def _through_voi_lut(values: Stored, header: Dataset) -> Display:
-    """Source: PS3.3 C.11.2.1.1. pydicom's own look-up wraps around in tables of more than 256 8-bit entries."""
+    """Source: PS3.3 C.11.2.1.1. pydicom wraps around in tables of more than 256 entries of 8 bits."""
     item = header.VOILUTSequence[0]
     count, first, bits = (int(number) for number in item.LUTDescriptor)
     data = item.LUTData
