@@ -1,6 +1,5 @@
 """A web server on the app itself, and one on a real socket."""
 
-import shutil
 import threading
 import time
 
@@ -11,22 +10,8 @@ import uvicorn
 
 from dicom_node.receive import ReceiveLimits, Receiver
 from dicom_node.web.app import build_app
-from storage.database import upgrade
 from storage.index import Origin, find_instance
 from tests.dicom_node.dimse.instances import make_settings, part10
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory):
-    """A database file with the current schema: copying it is quicker than migrating for every test."""
-    path = tmp_path_factory.mktemp("migrated") / "node.sqlite"
-    upgrade(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def database_url(tmp_path, migrated):
-    return f"sqlite:///{shutil.copy(migrated, tmp_path / 'node.sqlite')}"
 
 
 @pytest.fixture
