@@ -11,7 +11,7 @@ from inference.datasets.sample import M3dsSampler, Sample, frame_sample
 from inference.datasets.splits import hash_order
 from inference.models.checkpoints import load_into, load_tensors, with_prefix
 from inference.training.losses import LossWeights
-from inference.training.stages import JointStage, Learner, LvlmStage, SegmenterStage, Stage
+from inference.training.stages import Bench, JointStage, Learner, LvlmStage, SegmenterStage, Stage
 
 SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LVLM_PARTS = ("vision_tower", "projector", "language_model", "text_hidden_fcs")
@@ -24,20 +24,29 @@ def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, star
     settings = recipe[name]
     sampler = M3dsSampler(records, frames, settings["weights"], recipe["seed"])
     watched = watched_samples(records, frames, settings["watched_per_dataset"], has_region=name == "segmenter")
-    losses = LossWeights(**(recipe["losses"] | settings.get("losses", {})))
+    bench = Bench(
+        sampler=sampler,
+        validation=watched,
+        weights=LossWeights(**(recipe["losses"] | settings.get("losses", {}))),
+        frame_side=recipe["frame_side"],
+        tokenizer=Tokenizer.from_file(recipe["tokenizer"]),
+    )
     if name == "segmenter":
-        segmenter = SegmenterStage(sampler, watched, losses, recipe["frame_side"])
-        for path in start:
-            segmenter.module.load_state_dict(load_tensors(path)[0], strict=False)
-        return segmenter
-    tokenizer = Tokenizer.from_file(recipe["tokenizer"])
-    make = {"lvlm": LvlmStage, "joint": JointStage}[name]
-    stage = make(sampler, watched, losses, tokenizer, recipe["frame_side"])
+        return _segmenter_stage(bench, start)
+    stage = {"lvlm": LvlmStage, "joint": JointStage}[name](bench)
     for path in start:
         start_from(stage.learner, path)
     if isinstance(stage, JointStage) and settings["freeze_image_encoder"]:
         stage.freeze_image_encoder()
     return stage
+
+
+def _segmenter_stage(bench: Bench, start: list[Path]) -> SegmenterStage:
+    """Stage A; a start file of an earlier form of it may lack a head."""
+    segmenter = SegmenterStage(bench)
+    for path in start:
+        segmenter.module.load_state_dict(load_tensors(path)[0], strict=False)
+    return segmenter
 
 
 def start_from(learner: Learner, path: Path) -> None:

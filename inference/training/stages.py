@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inference.datasets.sample import ImageBatch, M3dsSampler, Sample, collate
 from inference.datasets.text import TextBatch, encode_batch
 from inference.models.sam import MaskDecoder, PromptEncoder
-from inference.models.sim4seg import SMALL, Sim4Seg
+from inference.models.sim4seg import SMALL, Sim4Seg, Sim4SegConfig
 from inference.models.tiny_sam import TinyConfig, TinyImageEncoder
 from inference.prompts import DIAGNOSES
 from inference.training.losses import LossWeights, iou_loss, mask_loss, region_loss, text_loss
@@ -33,6 +33,17 @@ class Phase:
     decoder_share: float = 1.0  # of the steps that run the mask decoder; the others train the encoder alone
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What every stage works with."""
+
+    sampler: M3dsSampler
+    validation: list[Sample]
+    weights: LossWeights
+    frame_side: int  # pixels
+    tokenizer: Tokenizer
+
+
 class Stage(Protocol):
     """What the training loop needs: a module, a loss on fresh samples, a score on fixed ones."""
 
@@ -49,11 +60,13 @@ class Segmenter(nn.Module):
     decoder meets nothing strange when the two are joined.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Sim4SegConfig) -> None:
         super().__init__()
-        self.image_encoder = TinyImageEncoder(TinyConfig())
+        if not isinstance(config.encoder, TinyConfig):
+            raise TypeError("only the small image encoder is trained from nothing")
+        self.image_encoder = TinyImageEncoder(config.encoder)
         self.prompt_encoder = PromptEncoder()
-        self.mask_decoder = MaskDecoder(SMALL.decoder)
+        self.mask_decoder = MaskDecoder(config.decoder)
         self.constant_prompt = nn.Parameter(torch.randn(1, 1, 256) * 0.02)
         self.direct_head = nn.Conv2d(256, 1, 1)
 
@@ -111,31 +124,28 @@ def top_cells(scores: Tensor, valid: Tensor, top_k: int) -> Tensor:
 class SegmenterStage:
     """Stage A: stands in for SAM's pre-training, which may not be downloaded here."""
 
-    def __init__(self, sampler: M3dsSampler, validation: list[Sample], weights: LossWeights, frame_side: int) -> None:
-        self._segmenter = Segmenter()
+    def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
+        self._segmenter = Segmenter(config)
         self.module: nn.Module = self._segmenter
-        self._sampler = sampler
-        self._validation = validation
-        self._weights = weights
-        self._frame_side = frame_side
+        self._bench = bench
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: mask loss of the paper's weights, plus SAM's IoU head."""
-        batch = collate(self._sampler.draw(phase.batch, only_regions=True), self._frame_side, phase.side)
+        batch = collate(self._bench.sampler.draw(phase.batch, only_regions=True), self._bench.frame_side, phase.side)
         coarse = F.avg_pool2d(batch.masks, 4)
-        rng = self._sampler.rng
+        rng = self._bench.sampler.rng
         if rng.random() >= phase.decoder_share:
             with torch.autocast("cpu", torch.bfloat16):
                 direct = self._segmenter.direct_head(self._segmenter.image_encoder(batch.pixels))
-            return {"direct": mask_loss(direct, coarse, self._weights)}
+            return {"direct": mask_loss(direct, coarse, self._bench.weights)}
         has_region = torch.from_numpy(rng.random(phase.batch) < 0.6)
         region = simulate_region(batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
             logits, iou, direct = self._segmenter(batch.pixels, region, has_region)
         return {
-            "mask": mask_loss(logits, batch.masks, self._weights),
-            "direct": mask_loss(direct, coarse, self._weights),
-            "iou": self._weights.iou * iou_loss(iou, logits, batch.masks),
+            "mask": mask_loss(logits, batch.masks, self._bench.weights),
+            "direct": mask_loss(direct, coarse, self._bench.weights),
+            "iou": self._bench.weights.iou * iou_loss(iou, logits, batch.masks),
         }
 
     def validate(self, phase: Phase) -> dict[str, float]:
@@ -147,7 +157,7 @@ class SegmenterStage:
             logits: Tensor = self._segmenter(batch.pixels, torch.zeros_like(batch.cells), nowhere)[0]
             return logits
 
-        return dice_by_dataset(self._validation, predict, self._frame_side, phase.side)
+        return dice_by_dataset(self._bench.validation, predict, self._bench.frame_side, phase.side)
 
 
 def dice_by_dataset(
@@ -170,10 +180,10 @@ def dice_by_dataset(
 class Learner(nn.Module):
     """Sim4Seg with what only training needs: a label head on the tower, scale and offset of the map."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Sim4SegConfig) -> None:
         super().__init__()
-        self.model = Sim4Seg(SMALL)
-        self.label_head = nn.Linear(SMALL.tower.width, len(DIAGNOSES))
+        self.model = Sim4Seg(config)
+        self.label_head = nn.Linear(config.tower.width, len(DIAGNOSES))
         self.map_offset = nn.Parameter(torch.tensor(-2.0))
 
     def read(self, pixels: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
@@ -189,7 +199,7 @@ class Learner(nn.Module):
         at = self.model.image_stop + text.seg_index
         seg = self.model.phi(states[torch.arange(len(at)), at])
         dots = (image_tokens.float() * seg.float()[:, None]).sum(-1) / 16
-        return image_tokens, seg, dots.unflatten(-1, (SMALL.grid, SMALL.grid)) + self.map_offset
+        return image_tokens, seg, dots.unflatten(-1, (self.model.config.grid, self.model.config.grid)) + self.map_offset
 
     def label_logits(self, tokens: Tensor, batch: ImageBatch) -> Tensor:
         """Diagnosis logits (B, labels) from the tower's tokens, pooled mostly over the region."""
@@ -202,27 +212,16 @@ class Learner(nn.Module):
 class LvlmStage:
     """Stage B: stands in for the LISA initialisation; text, and where the text points."""
 
-    def __init__(
-        self,
-        sampler: M3dsSampler,
-        validation: list[Sample],
-        weights: LossWeights,
-        tokenizer: Tokenizer,
-        frame_side: int,
-    ) -> None:
-        self.learner = Learner()
+    def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
+        self.learner = Learner(config)
         self.module: nn.Module = self.learner
-        self._sampler = sampler
-        self._validation = validation
-        self._weights = weights
-        self._tokenizer = tokenizer
-        self._frame_side = frame_side
+        self._bench = bench
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: text, region and label losses."""
-        samples = self._sampler.draw(phase.batch)
-        batch = collate(samples, self._frame_side, phase.side)
-        text = encode_batch(samples, self._tokenizer, self._sampler.rng, self._weights.diagnosis_token)
+        samples = self._bench.sampler.draw(phase.batch)
+        batch = collate(samples, self._bench.frame_side, phase.side)
+        text = encode_batch(samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token)
         with torch.autocast("cpu", torch.bfloat16):
             return self._read_losses(samples, batch, text)[0]
 
@@ -236,7 +235,7 @@ class LvlmStage:
         logits = self.learner.model.language_model.lm_head(answer)
         labels = self.learner.label_logits(tokens, batch)
         has = text.has_seg
-        weights = self._weights
+        weights = self._bench.weights
         losses = {
             "text": weights.text * text_loss(logits, text.ids[:, 1:], text.weights),
             "region": weights.region * region_loss(similarity[has], batch.cells[has], batch.valid_cells[has]),
@@ -248,10 +247,10 @@ class LvlmStage:
         """Teacher-forced: recall per diagnosis, token accuracy, share of the region's cells hit by the top 36."""
         rng = np.random.default_rng(0)
         hits: dict[str, list[float]] = {}
-        for start in range(0, len(self._validation), 12):
-            part = self._validation[start : start + 12]
-            batch = collate(part, self._frame_side, phase.side)
-            text = encode_batch(part, self._tokenizer, rng, 100.0)
+        for start in range(0, len(self._bench.validation), 12):
+            part = self._bench.validation[start : start + 12]
+            batch = collate(part, self._bench.frame_side, phase.side)
+            text = encode_batch(part, self._bench.tokenizer, rng, 100.0)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 self._score(part, batch, text, hits)
         return {name: float(np.mean(values)) for name, values in hits.items()}
@@ -263,7 +262,7 @@ class LvlmStage:
         _, _, similarity = self.learner.align(states, text)
         logits = self.learner.model.language_model.lm_head(states[:, self.learner.model.image_stop : -1])
         correct = logits.argmax(-1) == text.ids[:, 1:]
-        region = top_cells(similarity, batch.valid_cells, SMALL.top_k)
+        region = top_cells(similarity, batch.valid_cells, self.learner.model.config.top_k)
         covered = (region * batch.cells).flatten(1).sum(1) / batch.cells.flatten(1).sum(1).clamp(min=1e-6)
         for i, sample in enumerate(part):
             asked = text.weights[i] > 0
@@ -290,15 +289,8 @@ class JointStage(LvlmStage):
     The paper freezes SAM's image encoder; `freeze_image_encoder` says whether this run does.
     """
 
-    def __init__(
-        self,
-        sampler: M3dsSampler,
-        validation: list[Sample],
-        weights: LossWeights,
-        tokenizer: Tokenizer,
-        frame_side: int,
-    ) -> None:
-        super().__init__(sampler, validation, weights, tokenizer, frame_side)
+    def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
+        super().__init__(bench, config)
         self.learner.model.prompt_encoder.requires_grad_(False)
 
     def freeze_image_encoder(self) -> None:
@@ -307,9 +299,9 @@ class JointStage(LvlmStage):
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: everything stage B has, plus the mask through RVLS2M and the decoder."""
-        samples = self._sampler.draw(phase.batch)
-        batch = collate(samples, self._frame_side, phase.side)
-        text = encode_batch(samples, self._tokenizer, self._sampler.rng, self._weights.diagnosis_token)
+        samples = self._bench.sampler.draw(phase.batch)
+        batch = collate(samples, self._bench.frame_side, phase.side)
+        text = encode_batch(samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token)
         model, has = self.learner.model, text.has_seg
         model.image_encoder.train(any(p.requires_grad for p in model.image_encoder.parameters()))
         with torch.autocast("cpu", torch.bfloat16):
@@ -319,23 +311,23 @@ class JointStage(LvlmStage):
             embedding = model.image_encoder(batch.pixels[has])
             _, region = model.locate(image_tokens[has].float(), seg[has].float(), batch.valid_cells[has])
             logits, iou = model.draw(embedding, seg[has], region)
-        losses["mask"] = mask_loss(logits, batch.masks[has], self._weights)
-        losses["iou"] = self._weights.iou * iou_loss(iou, logits, batch.masks[has])
+        losses["mask"] = mask_loss(logits, batch.masks[has], self._bench.weights)
+        losses["iou"] = self._bench.weights.iou * iou_loss(iou, logits, batch.masks[has])
         return losses
 
     def validate(self, phase: Phase) -> dict[str, float]:
         """What stage B scores, and Dice per data set with teacher-forced text."""
         scores = super().validate(phase)
-        outlined = [sample for sample in self._validation if sample.mask.any()]
+        outlined = [sample for sample in self._bench.validation if sample.mask.any()]
         rng = np.random.default_rng(0)
         model = self.learner.model
-        by_batch = iter([outlined[start : start + 16] for start in range(0, len(outlined), 16)])
+        by_batch = iter([outlined[start : start + 16] for start in range(0, len(outlined), 16)])  # as dice_by_dataset cuts them
 
         def predict(batch: ImageBatch) -> Tensor:
-            text = encode_batch(next(by_batch), self._tokenizer, rng, 1.0)
+            text = encode_batch(next(by_batch), self._bench.tokenizer, rng, 1.0)
             image_tokens, seg, _ = self.learner.align(self.learner.read(batch.pixels, text)[0], text)
             _, region = model.locate(image_tokens.float(), seg.float(), batch.valid_cells)
             return model.draw(model.image_encoder(batch.pixels), seg, region)[0]
 
-        dice = dice_by_dataset(outlined, predict, self._frame_side, phase.side)
+        dice = dice_by_dataset(outlined, predict, self._bench.frame_side, phase.side)
         return scores | {f"dice {name}": value for name, value in dice.items()}
