@@ -17,6 +17,7 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian
 
 from dicom_node.display import Display, to_display
+from dicom_node.header import MAX_META_BYTES, META_START, split_meta
 
 Triple = tuple[float, float, float]
 HASH_CHUNK_BYTES = 1 << 20
@@ -124,7 +125,7 @@ class SourceSeries:
 
     datasets: tuple[Dataset, ...]  # headers as read, in the order of their first frame
     frames: tuple[Frame, ...]
-    digests: tuple[str, ...]  # sha256 of the files the frames come from, sorted
+    digests: tuple[str, ...]  # sha256 of the data sets the frames come from, sorted
     left_out: tuple[str, ...]  # why an instance or frame of the series is not among `frames`
 
 
@@ -342,8 +343,15 @@ def distance_along_normal(frame: Frame) -> float:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+    """Digest of the data set and its transfer syntax.
+
+    The File Meta Information is left out: every receiver writes its own, and the same instance has to give
+    the same result whichever way it came.
+    """
     with path.open("rb") as file:
+        meta, end = split_meta(file.read(META_START + MAX_META_BYTES))
+        digest = hashlib.sha256(str(meta.TransferSyntaxUID).encode())
+        file.seek(end)
         while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

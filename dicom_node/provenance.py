@@ -54,7 +54,7 @@ class Provenance:
 
     study_instance_uid: str
     series_instance_uid: str
-    input_digests: tuple[str, ...]  # sha256 of the source files, sorted
+    input_digests: tuple[str, ...]  # sha256 of the source data sets, sorted
     model: ModelIdentity
     query: str
 
