@@ -57,7 +57,12 @@ def majority_accuracy(truth: Sequence[str]) -> float:
 
 
 def bootstrap(
-    count: int, statistic: Callable[[NDArray[np.int64]], float], *, rounds: int = 1000, share: float = 0.95, seed: int = 0
+    count: int,
+    statistic: Callable[[NDArray[np.int64]], float],
+    *,
+    rounds: int = 1000,
+    share: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """Percentile interval of `statistic` over `count` cases drawn with replacement (Efron 1979).
 

@@ -76,7 +76,10 @@ class ResizeLongestSide:
 
 
 def normalise_and_pad(
-    resized: NDArray[np.uint8], side: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    resized: NDArray[np.uint8],
+    side: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> NDArray[np.float32]:
     """`resized` (h, w, 3) uint8 RGB -> (1, 3, side, side) float32; padding is 0 after normalisation."""
     height, width = resized.shape[:2]

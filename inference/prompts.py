@@ -90,7 +90,8 @@ def write_answer(findings: Findings) -> str:
         f" Firstly, this is a {findings.modality} and the target is the {TARGETS[findings.modality]}."
         f" Secondly, the region lies in the {findings.zone} of the image"
         f" and covers about {findings.area_percent} percent of it."
-        f" Thirdly, its shape is {findings.shape} and {findings.orientation}, with a {findings.margin} margin."
+        f" Thirdly, its shape is {findings.shape} and {findings.orientation},"
+        f" with a {findings.margin} margin."
         f" Fourthly, it is {findings.brightness} its surroundings and {findings.texture}."
         f" {_last_sentence(findings.diagnosis)}"
     )

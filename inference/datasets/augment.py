@@ -38,7 +38,12 @@ RANGES = Ranges()
 
 
 def warp(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], rng: Generator, *, any_rotation: bool, ranges: Ranges = RANGES
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    rng: Generator,
+    *,
+    any_rotation: bool,
+    ranges: Ranges = RANGES,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Flip, turn, zoom, shift and stretch `image` (h, w, 3) and `mask` (h, w) alike.
 
@@ -49,7 +54,9 @@ def warp(
     height, width = image.shape[:2]
     out_h, out_w = _stretched(height, width, 2 ** rng.uniform(-ranges.log2_stretch, ranges.log2_stretch))
     inverse = _inverse_affine((height, width), (out_h, out_w), rng, any_rotation, ranges)
-    moved = Image.fromarray(image).transform((out_w, out_h), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
+    moved = Image.fromarray(image).transform(
+        (out_w, out_h), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+    )
     moved_mask = Image.fromarray(mask).transform(
         (out_w, out_h), Image.Transform.AFFINE, inverse, Image.Resampling.NEAREST
     )

@@ -54,7 +54,10 @@ KINDS: dict[str, Kind] = {
         is_colour=False,
         any_rotation=False,
         queries=(
-            "Could you help me identify the tumor in the breast ultrasound? Is the tumor benign or malignant?",
+            (
+                "Could you help me identify the tumor in the breast ultrasound?"
+                " Is the tumor benign or malignant?"
+            ),
             "Please segment the breast lesion and tell me whether it is benign or malignant.",
             "Outline the breast mass and give a diagnosis.",
             "Is this breast lesion benign or malignant? Show me where it is.",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.datasets.sample import Sample
 from inference.datasets.m3ds import KINDS
+from inference.datasets.sample import Sample
 from inference.prompts import Findings, write_answer, write_empty_answer
 
 CENTRE = (1 / 3, 2 / 3)  # of the image's side
@@ -46,7 +46,9 @@ def answer_of(sample: Sample) -> str:
     return write_answer(measure(sample.mask, sample.pixels, kind.modality, sample.record.diagnosis))
 
 
-def measure(mask: NDArray[np.bool_], pixels: NDArray[np.uint8], modality: str, diagnosis: str | None) -> Findings:
+def measure(
+    mask: NDArray[np.bool_], pixels: NDArray[np.uint8], modality: str, diagnosis: str | None
+) -> Findings:
     """Findings of `mask` (h, w), not empty, over `pixels` (h, w, 3) uint8."""
     rows, columns = np.nonzero(mask)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
@@ -84,7 +86,9 @@ def equal_moments(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Ellips
     spread = math.hypot((xx - yy) / 2, xy)
     middle = (xx + yy) / 2
     angle = 0.5 * math.atan2(2 * xy, xx - yy)
-    return Ellipse((y + 0.5, x + 0.5), 2 * math.sqrt(middle + spread), 2 * math.sqrt(max(middle - spread, 1 / 12)), angle)
+    return Ellipse(
+        (y + 0.5, x + 0.5), 2 * math.sqrt(middle + spread), 2 * math.sqrt(max(middle - spread, 1 / 12)), angle
+    )
 
 
 def shape_of(crop: NDArray[np.bool_], ellipse: Ellipse, offset_yx: tuple[int, int]) -> str:

@@ -37,7 +37,9 @@ class ImageBatch:
 class M3dsSampler:
     """Draws augmented training samples, data sets and diagnoses in fixed proportions."""
 
-    def __init__(self, records: Sequence[Record], frames: Frames, weights: Mapping[str, float], seed: int) -> None:
+    def __init__(
+        self, records: Sequence[Record], frames: Frames, weights: Mapping[str, float], seed: int
+    ) -> None:
         self._records = records
         self._frames = frames
         self._rng = np.random.default_rng(seed)
@@ -112,7 +114,9 @@ def collate(samples: Sequence[Sample], frame_side: int, side: int, grid: int = 1
 
 def _normal(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     table = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-    table = (table - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    mean: NDArray[np.float32] = np.array(IMAGENET_MEAN, np.float32)
+    std: NDArray[np.float32] = np.array(IMAGENET_STD, np.float32)
+    table = (table - mean) / std
     return np.stack([table[:, i][pixels[..., i]] for i in range(3)], axis=-1)
 
 

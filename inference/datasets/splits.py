@@ -8,7 +8,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
-HELD_OUT_SHARE: dict[str, float] = {"sunnybrook_cmr": 0.2, "usgra_nerve": 0.12}  # 6 of 30 patients; 24 of 204 images
+# 6 of 30 patients; 24 of 204 images.
+HELD_OUT_SHARE: dict[str, float] = {"sunnybrook_cmr": 0.2, "usgra_nerve": 0.12}
 
 
 class SplitError(Exception):
@@ -19,11 +20,16 @@ class Owned(Protocol):
     """What a split needs to know of a record."""
 
     @property
-    def dataset(self) -> str: ...
+    def dataset(self) -> str:
+        """Which set it belongs to."""
+
     @property
-    def split(self) -> str: ...
+    def split(self) -> str:
+        """`train` or `val`."""
+
     @property
-    def patient(self) -> str: ...
+    def patient(self) -> str:
+        """Whose image it is; empty where that is not known."""
 
 
 def hash_order(names: Iterable[str]) -> list[str]:
@@ -48,4 +54,6 @@ def check_no_leakage(records: Iterable[Owned]) -> None:
             continue
         side = sides.setdefault((record.dataset, record.patient), record.split)
         if side != record.split:
-            raise SplitError(f"patient {record.patient} of {record.dataset} stands in {side} and in {record.split}")
+            raise SplitError(
+                f"patient {record.patient} of {record.dataset} stands in {side} and in {record.split}"
+            )

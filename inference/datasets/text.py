@@ -11,7 +11,7 @@ from torch import Tensor
 from inference.datasets.m3ds import GENERIC_QUERIES, KINDS
 from inference.datasets.measure import answer_of
 from inference.datasets.sample import Sample
-from inference.prompts import DIAGNOSIS_CUE, EOS, IM_END, SEG, prompt_text
+from inference.prompts import DIAGNOSIS_CUE, EOS, IM_END, SEG, SPECIAL_TOKENS, prompt_text
 
 GENERIC_SHARE = 0.25  # of the queries; ours
 SLOPPY_SHARE = 0.15  # of the queries are typed without capitals and stops; ours
@@ -34,7 +34,9 @@ def choose_query(dataset: str, rng: Generator) -> str:
     return query.lower().rstrip(".?") if rng.random() < SLOPPY_SHARE else query
 
 
-def encode_batch(samples: Sequence[Sample], tokenizer: Tokenizer, rng: Generator, label_weight: float) -> TextBatch:
+def encode_batch(
+    samples: Sequence[Sample], tokenizer: Tokenizer, rng: Generator, label_weight: float
+) -> TextBatch:
     """Tokens of a random query and the measured answer of each sample."""
     rows = [_encode(sample, tokenizer, rng, label_weight) for sample in samples]
     longest = max(len(ids) for ids, _, _ in rows)
@@ -51,13 +53,15 @@ def _encode(
     sample: Sample, tokenizer: Tokenizer, rng: Generator, label_weight: float
 ) -> tuple[list[int], list[float], int]:
     """Ids, the loss weight of each id, and the index before [SEG] (-1 where there is none)."""
-    im_end, eos, seg = (tokenizer.token_to_id(token) for token in (IM_END, EOS, SEG))
+    im_end, eos, seg = (SPECIAL_TOKENS.index(token) for token in (IM_END, EOS, SEG))
     question = [im_end, *tokenizer.encode(prompt_text(choose_query(sample.record.dataset, rng))).ids]
     text = answer_of(sample)
     encoded = tokenizer.encode(text)
     label_start = text.find(DIAGNOSIS_CUE)
     label_start = label_start + len(DIAGNOSIS_CUE) if label_start >= 0 else len(text)
-    answer_weights = [label_weight if label_start <= start < len(text) - 1 else 1.0 for start, _ in encoded.offsets]
+    answer_weights = [
+        label_weight if label_start <= start < len(text) - 1 else 1.0 for start, _ in encoded.offsets
+    ]
     answer_weights[0] = label_weight  # "It" or "There": whether anything is outlined at all
     ids = [*question, *encoded.ids, eos]
     weights = [0.0] * len(question) + answer_weights + [1.0]

@@ -27,7 +27,7 @@ class LanguagePrefillGraph(nn.Module):
         self.model = model
 
     def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """pixels (1, 3, S, S), text_ids (1, T) -> logits, past_keys, past_values, image_tokens, state_embedding."""
+        """pixels (1, 3, S, S), text_ids (1, T) -> logits, keys, values, image_tokens, state_embedding."""
         _, prefix = self.model.embed_image(pixels)
         sequence = torch.cat([prefix, self.model.embed_text(text_ids)], dim=1)
         states, keys, values = self.model.language_model(sequence)
@@ -43,8 +43,10 @@ class LanguageStepGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, token_ids: Tensor, past_keys: Tensor, past_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """token_ids (B, 1), cache (L, B, H, S, Dh) -> logits, present_keys, present_values, state_embedding."""
+    def forward(
+        self, token_ids: Tensor, past_keys: Tensor, past_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """token_ids (B, 1), cache (L, B, H, S, Dh) -> logits, keys, values, state_embedding."""
         embedded = self.model.embed_text(token_ids)
         states, keys, values = self.model.language_model(embedded, past_keys, past_values)
         last = states[:, -1]
@@ -55,8 +57,8 @@ class MaskDecoderGraph(nn.Module):
     """RVLS2M and the mask decoder; positions and the two dense entries are constants of the graph."""
 
     positions: Tensor
+    step: Tensor  # from the entry outside the region to the one inside
     outside: Tensor
-    inside: Tensor
 
     def __init__(self, model: Sim4Seg, embedding_hw: tuple[int, int]) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class MaskDecoderGraph(nn.Module):
     def forward(
         self, image_embedding: Tensor, image_tokens: Tensor, seg_embedding: Tensor, valid_cells: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(1, 256, h, w), (256, 256), (N, 256), (16, 16) -> low_res_logits, iou_predictions, similarity, region."""
+        """(1, 256, h, w), (256, 256), (N, 256), (16, 16) -> logits, predicted IoU, similarity, region."""
         valid = valid_cells[None]
         similarity = region_similarity(image_tokens[None], seg_embedding, valid, None)
         region = top_region(similarity, valid, self.top_k)

@@ -29,8 +29,8 @@ from inference.export.to_onnx import ExportSpec, export_model
 from inference.models.checkpoints import load_into, load_tensors, sha256, with_prefix
 from inference.models.sim4seg import SMALL, Sim4Seg
 from inference.runtime.engine import Engine
-from inference.runtime.onnx_engine import OnnxEngine
 from inference.runtime.model_repository import ModelPackage, open_package
+from inference.runtime.onnx_engine import OnnxEngine
 from inference.runtime.predictors import Sim4SegPredictor
 from inference.settings import InferenceSettings
 from inference.training.evaluate import query_of, validation_records
@@ -71,7 +71,9 @@ class TorchEngine:
         return {name: tensor.numpy() for name, tensor in zip(self._spec.outputs, tensors, strict=True)}
 
 
-def graph_errors(specs: Mapping[str, ExportSpec], package: Sim4SegPredictor, pixels: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+def graph_errors(
+    specs: Mapping[str, ExportSpec], package: Sim4SegPredictor, pixels: Sequence[NDArray[np.float32]]
+) -> dict[str, float]:
     """Relative RMS error per output, worst over `pixels` (1, 3, side, side)."""
     errors: dict[str, float] = {}
     for square in pixels:
@@ -79,14 +81,23 @@ def graph_errors(specs: Mapping[str, ExportSpec], package: Sim4SegPredictor, pix
         feeds["text_ids"] = package.conversation.question_ids("Segment the lesion and give a diagnosis.")
         feeds["valid_cells"] = np.ones((SMALL.grid, SMALL.grid), np.float32)
         feeds["token_ids"] = np.array([[10]], np.int64)
-        for name in ("image_encoder.onnx", "language_prefill.onnx", "language_step.onnx", "mask_decoder.onnx"):
+        for name in (
+            "image_encoder.onnx",
+            "language_prefill.onnx",
+            "language_step.onnx",
+            "mask_decoder.onnx",
+        ):
             spec = specs[name]
             engine: Engine = getattr(package.engines, Path(name).stem)
             want = TorchEngine(engine, spec).run(feeds)
             got = engine.run({key: feeds[key] for key in spec.inputs})
             for key, value in want.items():
-                errors[f"{name}:{key}"] = max(errors.get(f"{name}:{key}", 0.0), relative_error(got[key], value))
-            feeds |= {key: value for key, value in want.items() if key not in ("present_keys", "present_values")}
+                errors[f"{name}:{key}"] = max(
+                    errors.get(f"{name}:{key}", 0.0), relative_error(got[key], value)
+                )
+            feeds |= {
+                key: value for key, value in want.items() if key not in ("present_keys", "present_values")
+            }
             feeds["seg_embedding"] = feeds.get("state_embedding", np.zeros((1, 256), np.float32))
     return errors
 
@@ -97,7 +108,9 @@ def relative_error(got: NDArray[Any], want: NDArray[Any]) -> float:
     return float(np.sqrt(np.mean(np.square(got - want, dtype=np.float64)))) / max(scale, 1e-12)
 
 
-def end_to_end(package: Sim4SegPredictor, reference: Sim4SegPredictor, records: Sequence[Record]) -> dict[str, float]:
+def end_to_end(
+    package: Sim4SegPredictor, reference: Sim4SegPredictor, records: Sequence[Record]
+) -> dict[str, float]:
     """How alike two predictors answer the same questions."""
     dices, same_text, same_diagnosis = [], [], []
     for record in records:
@@ -122,7 +135,9 @@ def check(errors: Mapping[str, float], alike: Mapping[str, float], tolerance: To
     `region` is a set of cells chosen by rank: rounding may swap cells of equal merit, so it is judged
     by the masks it leads to.
     """
-    worst = {name: e for name, e in errors.items() if e > tolerance.relative_error and not name.endswith(":region")}
+    worst = {
+        name: e for name, e in errors.items() if e > tolerance.relative_error and not name.endswith(":region")
+    }
     if worst:
         raise ParityError(f"outputs moved beyond {tolerance.relative_error}: {worst}")
     limits = asdict(tolerance)
@@ -138,11 +153,15 @@ def load_model(weights: Path) -> Sim4Seg:
     return model
 
 
-def reference_predictor(specs: Mapping[str, ExportSpec], package: ModelPackage, settings: InferenceSettings) -> Sim4SegPredictor:
+def reference_predictor(
+    specs: Mapping[str, ExportSpec], package: ModelPackage, settings: InferenceSettings
+) -> Sim4SegPredictor:
     """The served path on PyTorch modules."""
 
     def open_engine(name: str, model: bytes) -> Engine:
-        declared = OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=settings.threads)
+        declared = OnnxEngine(
+            name, model, execution_providers=settings.execution_providers, threads=settings.threads
+        )
         return TorchEngine(declared, specs[name])
 
     return Sim4SegPredictor(package, settings, open_engine=open_engine)
@@ -151,7 +170,7 @@ def reference_predictor(specs: Mapping[str, ExportSpec], package: ModelPackage, 
 def export_checked(
     model: Sim4Seg, folder: Path, records: Sequence[Record], *, version: str, int8: bool, tolerance: Tolerance
 ) -> dict[str, Any]:
-    """Export `model` into `folder` (which holds tokenizer and cards) if it passes; returns the parity report."""
+    """Export `model` into `folder`, which holds tokenizer and cards, if it passes; returns the report."""
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / folder.name
         shutil.copytree(folder, trial)
@@ -160,7 +179,10 @@ def export_checked(
         package = open_package(trial.parent, trial.name)
         settings = InferenceSettings(threads=torch.get_num_threads())
         predictor = Sim4SegPredictor(package, settings)
-        pixels = [predictor.fit(Image(read_image(record)))[1] for record in records[:: max(1, len(records) // 4)][:4]]
+        pixels = [
+            predictor.fit(Image(read_image(record)))[1]
+            for record in records[:: max(1, len(records) // 4)][:4]
+        ]
         errors = graph_errors(specs, predictor, pixels)
         alike = end_to_end(predictor, reference_predictor(specs, package, settings), records)
         report = {

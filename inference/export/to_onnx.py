@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from inference.export.graphs import ImageEncoderGraph, LanguagePrefillGraph, LanguageStepGraph, MaskDecoderGraph
+from inference.export.graphs import (
+    ImageEncoderGraph,
+    LanguagePrefillGraph,
+    LanguageStepGraph,
+    MaskDecoderGraph,
+)
 from inference.export.weights import shrink_weights
 from inference.models.sim4seg import Sim4Seg
 
@@ -76,7 +81,8 @@ def graph_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
 def export_graph(spec: ExportSpec, path: Path) -> None:
     """Write one graph to `path` in float32."""
     spec.module.eval()  # or the exporter would put the whole model back into training mode when it is done
-    with warnings.catch_warnings():  # the tracing exporter is deprecated, but keeps names and opset 17 as declared
+    # The tracing exporter is deprecated, but keeps names and opset 17 as declared.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             spec.module,
@@ -91,7 +97,7 @@ def export_graph(spec: ExportSpec, path: Path) -> None:
 
 
 def export_model(model: Sim4Seg, folder: Path, *, int8: bool) -> dict[str, ExportSpec]:
-    """Write the four graphs with small weights into `folder`; returns what was declared, for the parity gate."""
+    """Write the four graphs with small weights into `folder`; returns what the parity gate compares."""
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     specs = graph_specs(model)

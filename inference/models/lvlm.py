@@ -75,10 +75,12 @@ class RmsNorm(nn.Module):
         return self.weight * normal.to(x.dtype)
 
 
-def rotary_tables(start: Tensor | int, length: Tensor | int, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    start: Tensor | int, length: Tensor | int, head_width: int, base: float
+) -> tuple[Tensor, Tensor]:
     """cos and sin (length, head_width) of positions start .. start + length - 1 (Su et al. 2021)."""
     inverse = base ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
-    positions = torch.arange(length, dtype=torch.float32) + start  # type: ignore[call-overload]
+    positions = torch.arange(length, dtype=torch.float32) + start  # type: ignore[arg-type]
     angles = positions[:, None] * inverse[None, :]
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
@@ -182,7 +184,9 @@ class LanguageModel(nn.Module):
             States after the final norm (B, T, C); keys and values (L, B, H, S + T, Dh).
         """
         start = 0 if past_keys is None else past_keys.shape[3]
-        tables = rotary_tables(start, x.shape[1], self.config.width // self.config.heads, self.config.rope_base)
+        tables = rotary_tables(
+            start, x.shape[1], self.config.width // self.config.heads, self.config.rope_base
+        )
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for i, layer in enumerate(self.layers):

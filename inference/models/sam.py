@@ -177,6 +177,8 @@ class VitImageEncoder(nn.Module):
 class RandomPositions(nn.Module):
     """Positions as random Fourier features (Tancik et al. 2020)."""
 
+    positional_encoding_gaussian_matrix: Tensor  # (2, features)
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
@@ -256,8 +258,9 @@ class Attention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # written out: few queries or few keys,
-        mixed = scores.softmax(dim=-1).to(value.dtype) @ value  # where fused attention is slower (its backward 5x)
+        # Written out: with few queries or few keys fused attention is slower, its backward pass 5 times.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        mixed = scores.softmax(dim=-1).to(value.dtype) @ value
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -278,7 +281,9 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(width, heads, narrow)
         self.is_first = is_first
 
-    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """tokens (B, N, C), image (B, H*W, C), their positions -> the two, updated."""
         if self.is_first:
             tokens = self.self_attn(tokens, tokens, tokens)
@@ -349,7 +354,9 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = HyperMlp(width, config.mask_tokens)
 
-    def forward(self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Predict one mask a row.
 
         Parameters
@@ -375,6 +382,7 @@ class MaskDecoder(nn.Module):
         hidden, keys = self.transformer(source, image_pe.expand_as(source), tokens)
         upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(source.shape))
         hyper = self.output_hypernetworks_mlps[0](hidden[:, 1])
-        masks = upscaled.flatten(2).transpose(1, 2) @ hyper[:, :, None]  # (B, 16hw, 1); this order is the fast one
+        # (B, 16hw, 1); this order of the factors is the fast one.
+        masks = upscaled.flatten(2).transpose(1, 2) @ hyper[:, :, None]
         masks = masks.view(-1, 1, *upscaled.shape[-2:])
         return masks, self.iou_prediction_head(hidden[:, 0])[:, :1]

@@ -4,6 +4,7 @@ One class, two configurations: PAPER (CLIP ViT-L/14, LLaMA-7B, SAM ViT-H) and SM
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,9 @@ SMALL = Sim4SegConfig(
 )
 
 
-def region_similarity(image_tokens: Tensor, seg: Tensor, valid: Tensor, maps: tuple[Tensor, Tensor] | None) -> Tensor:
+def region_similarity(
+    image_tokens: Tensor, seg: Tensor, valid: Tensor, maps: tuple[Tensor, Tensor] | None
+) -> Tensor:
     """RVLS2M's map in closed form, V = A_h S A_w^T.
 
     With one [SEG] the weights of CLIP-Surgery are all 1, so the similarity is a dot product, and
@@ -118,7 +121,7 @@ def crop_matrix(length: int, shortest: int, longest: int, *, grid: int = 16, ren
     full = F.pad(up, (0, 0, before, padded - render - before))
     pixels = _linear_matrix(padded, length) @ full
     edges = torch.arange(grid + 1) * longest // grid
-    rows = [_mean_of_rows(pixels, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    rows = [_mean_of_rows(pixels, int(a), int(b)) for a, b in pairwise(edges)]
     return torch.stack(rows)
 
 
@@ -159,7 +162,7 @@ class Sim4Seg(nn.Module):
         return IMAGE_START + self.config.tower.tokens
 
     def embed_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels (B, 3, S, S) -> tower tokens (B, n, W), and the sequence <bos> <im_start> image (B, 2 + n, C)."""
+        """pixels (B, 3, S, S) -> tower tokens (B, n, W); sequence <bos> <im_start> image (B, 2 + n, C)."""
         tokens = self.vision_tower(pixels)
         ids = torch.tensor([[self.config.bos, self.config.im_start]], device=pixels.device)
         first = self.language_model.embed_tokens(ids).expand(pixels.shape[0], -1, -1)

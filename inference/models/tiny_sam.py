@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = ConvNorm(width, width)
         self.second = ConvNorm(width, width)
-        nn.init.zeros_(self.second[1].weight)  # starts as the identity
+        nn.init.zeros_(self.second.get_parameter("1.weight"))  # starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

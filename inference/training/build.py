@@ -23,7 +23,9 @@ def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, star
     frames = open_frames(records, cache, recipe["frame_side"])
     settings = recipe[name]
     sampler = M3dsSampler(records, frames, settings["weights"], recipe["seed"])
-    watched = watched_samples(records, frames, settings["watched_per_dataset"], has_region=name == "segmenter")
+    watched = watched_samples(
+        records, frames, settings["watched_per_dataset"], has_region=name == "segmenter"
+    )
     bench = Bench(
         sampler=sampler,
         validation=watched,
@@ -75,7 +77,11 @@ def watched_samples(records: list[Record], frames: Frames, count: int, *, has_re
         rows = {
             record.name: i
             for i, record in enumerate(records)
-            if record.dataset == dataset and record.split == "val" and (record.mask is not None or not has_region)
+            if record.dataset == dataset
+            and record.split == "val"
+            and (record.mask is not None or not has_region)
         }
-        samples += [frame_sample(records[rows[name]], frames, rows[name]) for name in hash_order(rows)[:count]]
+        samples += [
+            frame_sample(records[rows[name]], frames, rows[name]) for name in hash_order(rows)[:count]
+        ]
     return samples

@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,9 @@ def _diagnosis_report(scores: Sequence[Score]) -> dict[str, Any]:
         "majority_balanced_accuracy": 1 / len(set(truth)),
         "accuracy": asdict(metrics.bootstrap(len(scores), lambda rows: float(right[rows].mean()))),
         "majority_accuracy": metrics.majority_accuracy(truth),
-        "recall": {label: metrics.balanced_accuracy(*_of_class(given, truth, label)) for label in sorted(set(truth))},
+        "recall": {
+            label: metrics.balanced_accuracy(*_of_class(given, truth, label)) for label in sorted(set(truth))
+        },
         "answers": dict(Counter(str(label) for label in given)),
     }
 
@@ -180,25 +183,51 @@ def _ablate(predictor: Sim4SegPredictor, record: Record) -> dict[str, float]:
     cells[:height, :width] = frame.resize(truth.astype(np.uint8) * np.uint8(255)) / np.float32(255)
     grid = predictor.manifest.region.grid
     shares = cells.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).reshape(-1, 1)
-    tokens = {"own": answer.image_tokens, "none": answer.image_tokens * 0, "truth": (shares * seg).astype(np.float32)}
+    tokens = {
+        "own": answer.image_tokens,
+        "none": answer.image_tokens * 0,
+        "truth": (shares * seg).astype(np.float32),
+    }
     embedding = predictor.embed(square)
     found = {kind: predictor.find_region(embedding, value, seg, frame) for kind, value in tokens.items()}
     return {
-        kind: metrics.dice(mask_at_source(region.logits, frame.source_hw), truth) for kind, region in found.items()
+        kind: metrics.dice(mask_at_source(region.logits, frame.source_hw), truth)
+        for kind, region in found.items()
     }
 
 
 def evaluate(predictor: Predictor, records: Sequence[Record]) -> dict[str, Any]:
-    """The whole report: per data set, and overall as their size-weighted mean Dice."""
-    scores = [score_record(predictor, record) for record in records]
+    """Score every record and report."""
+    return report_of([score_record(predictor, record) for record in records])
+
+
+def report_of(scores: Sequence[Score]) -> dict[str, Any]:
+    """The whole report, data set by data set."""
     datasets = sorted({score.dataset for score in scores})
     reports = {name: summarise([score for score in scores if score.dataset == name]) for name in datasets}
     return {
-        "model": {"name": predictor.name, "version": predictor.version},
         "notes": NOTES,
         "well_formed_rate": float(np.mean([score.is_well_formed for score in scores])),
         "datasets": reports,
     }
+
+
+def open_onnx(folder: Path) -> Sim4SegPredictor:
+    """The package in `folder` on ONNX Runtime, one thread."""
+    return Sim4SegPredictor(open_package(folder.parent, folder.name), InferenceSettings(threads=1))
+
+
+def score_share(folder: Path, records: Sequence[Record]) -> list[Score]:
+    """Scores of some records; for a process of its own."""
+    predictor = open_onnx(folder)
+    return [score_record(predictor, record) for record in records]
+
+
+def score_in_processes(folder: Path, records: Sequence[Record], count: int) -> list[Score]:
+    """Scores of all records, shared among `count` processes."""
+    with ProcessPoolExecutor(count) as pool:
+        shares = pool.map(score_share, [folder] * count, [records[i::count] for i in range(count)])
+        return [score for share in shares for score in share]
 
 
 def validation_records(data: Path, limit: int | None) -> list[Record]:
@@ -221,11 +250,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="images per data set; all if absent")
     parser.add_argument("--ablate", type=int, default=50, help="images per data set for the region ablation")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    package = open_package(options.package.parent, options.package.name)
-    predictor = Sim4SegPredictor(package, InferenceSettings(threads=options.threads))
-    report = evaluate(predictor, validation_records(options.data, options.limit))
+    predictor = open_onnx(options.package)
+    records = validation_records(options.data, options.limit)
+    report: dict[str, Any] = {
+        "model": {"name": predictor.name, "version": predictor.version},
+        **report_of(score_in_processes(options.package, records, options.processes)),
+    }
     some = [r for r in validation_records(options.data, options.ablate) if r.mask is not None]
     report["region_ablation_dice"] = ablate_region(predictor, some)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

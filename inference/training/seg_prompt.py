@@ -1,6 +1,6 @@
 """Puts the mean [SEG] state of a language-model run into a segmenter's state, between two of its steps.
 
-    python -m inference.training.seg_prompt --states seg_mean.safetensors --state segmenter/state.safetensors
+python -m inference.training.seg_prompt --states seg_mean.safetensors --state segmenter/state.safetensors
 """
 
 import argparse

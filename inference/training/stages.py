@@ -49,8 +49,11 @@ class Stage(Protocol):
 
     module: nn.Module
 
-    def losses(self, phase: Phase) -> Losses: ...
-    def validate(self, phase: Phase) -> dict[str, float]: ...
+    def losses(self, phase: Phase) -> Losses:
+        """The weighted losses of a fresh batch, by name."""
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """The scores of the fixed validation samples, by name."""
 
 
 class Segmenter(nn.Module):
@@ -131,7 +134,9 @@ class SegmenterStage:
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: mask loss of the paper's weights, plus SAM's IoU head."""
-        batch = collate(self._bench.sampler.draw(phase.batch, only_regions=True), self._bench.frame_side, phase.side)
+        batch = collate(
+            self._bench.sampler.draw(phase.batch, only_regions=True), self._bench.frame_side, phase.side
+        )
         coarse = F.avg_pool2d(batch.masks, 4)
         rng = self._bench.sampler.rng
         if rng.random() >= phase.decoder_share:
@@ -199,7 +204,11 @@ class Learner(nn.Module):
         at = self.model.image_stop + text.seg_index
         seg = self.model.phi(states[torch.arange(len(at)), at])
         dots = (image_tokens.float() * seg.float()[:, None]).sum(-1) / 16
-        return image_tokens, seg, dots.unflatten(-1, (self.model.config.grid, self.model.config.grid)) + self.map_offset
+        return (
+            image_tokens,
+            seg,
+            dots.unflatten(-1, (self.model.config.grid, self.model.config.grid)) + self.map_offset,
+        )
 
     def label_logits(self, tokens: Tensor, batch: ImageBatch) -> Tensor:
         """Diagnosis logits (B, labels) from the tower's tokens, pooled mostly over the region."""
@@ -221,7 +230,9 @@ class LvlmStage:
         """One batch: text, region and label losses."""
         samples = self._bench.sampler.draw(phase.batch)
         batch = collate(samples, self._bench.frame_side, phase.side)
-        text = encode_batch(samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token)
+        text = encode_batch(
+            samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token
+        )
         with torch.autocast("cpu", torch.bfloat16):
             return self._read_losses(samples, batch, text)[0]
 
@@ -244,7 +255,7 @@ class LvlmStage:
         return losses, image_tokens, seg
 
     def validate(self, phase: Phase) -> dict[str, float]:
-        """Teacher-forced: recall per diagnosis, token accuracy, share of the region's cells hit by the top 36."""
+        """Teacher-forced: recall per diagnosis, token accuracy, share of region cells among the top 36."""
         rng = np.random.default_rng(0)
         hits: dict[str, list[float]] = {}
         for start in range(0, len(self._bench.validation), 12):
@@ -301,7 +312,9 @@ class JointStage(LvlmStage):
         """One batch: everything stage B has, plus the mask through RVLS2M and the decoder."""
         samples = self._bench.sampler.draw(phase.batch)
         batch = collate(samples, self._bench.frame_side, phase.side)
-        text = encode_batch(samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token)
+        text = encode_batch(
+            samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token
+        )
         model, has = self.learner.model, text.has_seg
         model.image_encoder.train(any(p.requires_grad for p in model.image_encoder.parameters()))
         with torch.autocast("cpu", torch.bfloat16):
@@ -321,7 +334,9 @@ class JointStage(LvlmStage):
         outlined = [sample for sample in self._bench.validation if sample.mask.any()]
         rng = np.random.default_rng(0)
         model = self.learner.model
-        by_batch = iter([outlined[start : start + 16] for start in range(0, len(outlined), 16)])  # as dice_by_dataset cuts them
+        by_batch = iter(
+            [outlined[start : start + 16] for start in range(0, len(outlined), 16)]
+        )  # as dice_by_dataset cuts them
 
         def predict(batch: ImageBatch) -> Tensor:
             text = encode_batch(next(by_batch), self._bench.tokenizer, rng, 1.0)

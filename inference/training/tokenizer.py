@@ -1,6 +1,6 @@
 """Trains the byte-level BPE of sim4seg-s on its own answers and queries.
 
-    python -m inference.training.tokenizer --data /path/to/data --cache /path/to/cache --out tokenizer.json
+python -m inference.training.tokenizer --data /path/to/data --cache /path/to/cache --out tokenizer.json
 """
 
 import argparse

@@ -40,9 +40,12 @@ def test_unpad_undoes_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source_hw", "rows", "columns"), [((256, 256), 16, 16), ((128, 256), 8, 16), ((500, 100), 16, 3), ((1, 900), 1, 16)]
+    ("source_hw", "rows", "columns"),
+    [((256, 256), 16, 16), ((128, 256), 8, 16), ((500, 100), 16, 3), ((1, 900), 1, 16)],
 )
-def test_valid_cells_have_their_centre_in_the_image(source_hw: tuple[int, int], rows: int, columns: int) -> None:
+def test_valid_cells_have_their_centre_in_the_image(
+    source_hw: tuple[int, int], rows: int, columns: int
+) -> None:
     valid = ResizeLongestSide(source_hw, 256).valid_cells(16)
     assert valid.dtype == np.float32
     assert valid.sum() == rows * columns

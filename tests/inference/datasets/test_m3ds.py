@@ -17,7 +17,9 @@ def test_records_say_what_is_to_be_learnt(tmp_path: Path) -> None:
     assert records["f1"].mask is None  # no fracture: nothing to outline
     assert records["i1"].mask is None  # no masks in dermoscopy
     assert records["s1"].diagnosis is None  # the patient's label says nothing about a slice
-    assert sum(record.split == "val" for record in records.values() if record.dataset == "sunnybrook_cmr") == 2
+    assert (
+        sum(record.split == "val" for record in records.values() if record.dataset == "sunnybrook_cmr") == 2
+    )
 
 
 def test_a_leaking_manifest_is_refused(tmp_path: Path) -> None:

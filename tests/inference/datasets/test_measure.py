@@ -24,7 +24,8 @@ def findings(mask: np.ndarray, inside: int = 40, outside: int = 120, noise: floa
 @pytest.mark.parametrize(
     ("centre", "zone"),
     [
-        ((120, 150), "centre"), ((30, 40), "upper left"), ((30, 260), "upper right"), ((210, 40), "lower left"),
+        ((120, 150), "centre"), ((30, 40), "upper left"), ((30, 260), "upper right"),
+        ((210, 40), "lower left"),
         ((210, 260), "lower right"), ((30, 150), "upper middle"), ((210, 150), "lower middle"),
         ((120, 40), "left middle"), ((120, 260), "right middle"),
     ],
@@ -58,12 +59,16 @@ def test_a_star_is_irregular() -> None:
     assert (found.shape, found.margin) == ("irregular", "irregular")
 
 
-@pytest.mark.parametrize(("inside", "word"), [(40, "darker than"), (200, "brighter than"), (118, "similar to")])
+@pytest.mark.parametrize(
+    ("inside", "word"), [(40, "darker than"), (200, "brighter than"), (118, "similar to")]
+)
 def test_brightness_against_the_surroundings(inside: int, word: str) -> None:
     assert findings(ellipse((120, 150), (40, 40)), inside).brightness == word
 
 
-@pytest.mark.parametrize(("noise", "word"), [(3, "homogeneous"), (20, "moderately heterogeneous"), (40, "heterogeneous")])
+@pytest.mark.parametrize(
+    ("noise", "word"), [(3, "homogeneous"), (20, "moderately heterogeneous"), (40, "heterogeneous")]
+)
 def test_texture_follows_the_noise(noise: float, word: str) -> None:
     assert findings(ellipse((120, 150), (40, 40)), 120, 120, noise).texture == word
 

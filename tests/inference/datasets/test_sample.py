@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from inference.datasets.augment import change_grey_levels, warp
 from inference.datasets.frames import Frames, open_frames
@@ -15,7 +16,6 @@ from inference.datasets.text import encode_batch
 from inference.prompts import DIAGNOSIS_CUE, SEG, parse_answer
 from inference.settings import PACKAGES
 from tests.inference.datasets import tiny_data
-from tokenizers import Tokenizer
 
 WEIGHTS = {"busbra": 0.5, "fracatlas": 0.2, "sunnybrook_cmr": 0.2, "isic2017_cls": 0.1}
 

@@ -21,7 +21,9 @@ def test_leakage_is_refused() -> None:
 
 
 def test_same_name_in_another_data_set_or_no_name_is_no_leakage() -> None:
-    check_no_leakage([Row("a", "train", "p"), Row("b", "val", "p"), Row("a", "val", ""), Row("a", "train", "")])
+    check_no_leakage(
+        [Row("a", "train", "p"), Row("b", "val", "p"), Row("a", "val", ""), Row("a", "train", "")]
+    )
 
 
 def test_held_out_share_is_fixed_by_hash() -> None:

@@ -95,9 +95,13 @@ def test_decoder_graph_equals_the_model() -> None:
     valid[:9] = 1
     with torch.no_grad():
         graph = MaskDecoderGraph(model, (64, 64)).eval()
-        masks, iou, similarity, region = graph(feeds["image_embedding"], feeds["image_tokens"], feeds["seg_embedding"], valid)
+        masks, iou, similarity, region = graph(
+            feeds["image_embedding"], feeds["image_tokens"], feeds["seg_embedding"], valid
+        )
         own = model.locate(feeds["image_tokens"][None], feeds["seg_embedding"], valid[None])
-        own_masks, own_iou = model.draw(feeds["image_embedding"].expand(2, -1, -1, -1), feeds["seg_embedding"], own[1])
+        own_masks, own_iou = model.draw(
+            feeds["image_embedding"].expand(2, -1, -1, -1), feeds["seg_embedding"], own[1]
+        )
     torch.testing.assert_close((similarity, region), own)
     torch.testing.assert_close((masks, iou), (own_masks, own_iou), rtol=1e-4, atol=1e-5)
 
@@ -115,7 +119,10 @@ def test_int8_and_float16_weights_shrink_and_stay_close(tmp_path: Path) -> None:
     x = np.ones((600, 1), np.float32)
     for int8, size in ((False, 2), (True, 1)):
         path = tmp_path / "g.onnx"
-        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+        onnx.save(
+            onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
+            path,
+        )
         shrink_weights(path, int8=int8)
         assert path.stat().st_size < 1.05 * size * weight.size
         (got,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
@@ -128,7 +135,9 @@ def test_a_checked_export_opens_and_answers(tmp_path: Path) -> None:
     folder = tmp_path / "sim4seg-s"
     folder.mkdir()
     shutil.copy(PACKAGES / "sim4seg-s" / "tokenizer.json", folder)
-    records = [record for record in load_records(tiny_data.write(tmp_path / "data")) if record.split == "val"][:1]
+    records = [
+        record for record in load_records(tiny_data.write(tmp_path / "data")) if record.split == "val"
+    ][:1]
     loose = Tolerance(relative_error=0.1, mask_dice=0, lowest_mask_dice=0, same_text=0, same_diagnosis=0)
     report = export_checked(Sim4Seg(TINY), folder, records, version="1.2.3", int8=True, tolerance=loose)
     assert report["end_to_end"]["images"] == 1
@@ -153,5 +162,10 @@ def test_the_gate_closes(errors: dict[str, float], alike: dict[str, float]) -> N
 
 
 def test_the_gate_opens() -> None:
-    fine: dict[str, Any] = {"mask_dice": 0.99, "lowest_mask_dice": 0.9, "same_text": 0.9, "same_diagnosis": 1.0}
+    fine: dict[str, Any] = {
+        "mask_dice": 0.99,
+        "lowest_mask_dice": 0.9,
+        "same_text": 0.9,
+        "same_diagnosis": 1.0,
+    }
     check({"a": 0.01, "mask_decoder.onnx:region": 0.3}, fine, Tolerance())

@@ -21,7 +21,8 @@ def llama(config: LanguageConfig) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=config.depth,
-            num_attention_heads=config.heads, intermediate_size=config.mlp_width, rms_norm_eps=config.norm_eps,
+            num_attention_heads=config.heads, intermediate_size=config.mlp_width,
+            rms_norm_eps=config.norm_eps,
         )
     )  # fmt: skip
 
@@ -65,12 +66,14 @@ def test_tower_equals_clip() -> None:
         warnings.simplefilter("ignore")
         theirs = CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=32, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=28,
-                patch_size=7,
+                hidden_size=32, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+                image_size=28, patch_size=7,
             )
         ).eval()  # fmt: skip
     ours = ClipTower(ClipConfig(side=28, patch_side=7, width=32, depth=4, heads=4)).eval()
-    ours.load_state_dict({our_clip_name(name): value for name, value in theirs.state_dict().items() if "_ids" not in name})
+    ours.load_state_dict(
+        {our_clip_name(name): value for name, value in theirs.state_dict().items() if "_ids" not in name}
+    )
     pixels = torch.randn(2, 3, 28, 28)
     want = theirs(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     torch.testing.assert_close(ours(pixels), want, rtol=1e-4, atol=1e-4)
@@ -88,7 +91,8 @@ def test_the_papers_sizes_are_those_of_the_public_models() -> None:
         ours, theirs = LanguageModel(LanguageConfig()), llama(LanguageConfig())
         tower, clip = ClipTower(ClipConfig()), CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14,
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                patch_size=14,
             )
         )  # fmt: skip
     assert count(ours) == count(theirs) == 6_738_415_616

@@ -17,7 +17,9 @@ from inference.models.sam import (
     VitImageEncoder,
 )
 
-SMALL_VIT = VitConfig(image_side=96, width=32, depth=3, heads=4, window=4, global_blocks=(1,), out_channels=16)
+SMALL_VIT = VitConfig(
+    image_side=96, width=32, depth=3, heads=4, window=4, global_blocks=(1,), out_channels=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def reference() -> Iterator[Any]:
             module = types.ModuleType(name)
             vars(module).update(members)
             patch.setitem(sys.modules, name, module)
-        import segment_anything.modeling as modeling
+        from segment_anything import modeling
 
         yield modeling
     for name in [name for name in sys.modules if name.startswith("segment_anything")]:
@@ -75,11 +77,15 @@ def test_mask_decoder_equals_segment_anything(reference: Any, prompts: int) -> N
     fill(theirs, 2)
     ours = MaskDecoder(DecoderConfig(width=64, mlp_width=48))
     ours.load_state_dict(theirs.state_dict())
-    image, image_pe, dense = torch.randn(1, 64, 8, 8), torch.randn(1, 64, 8, 8), torch.randn(prompts, 64, 8, 8)
+    image, image_pe, dense = (
+        torch.randn(1, 64, 8, 8),
+        torch.randn(1, 64, 8, 8),
+        torch.randn(prompts, 64, 8, 8),
+    )
     sparse = torch.randn(prompts, 1, 64)
     want = theirs(
-        image_embeddings=image, image_pe=image_pe, sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense,
-        multimask_output=False,
+        image_embeddings=image, image_pe=image_pe, sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense, multimask_output=False,
     )  # fmt: skip
     got = ours(image, image_pe, sparse, dense)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -87,7 +93,9 @@ def test_mask_decoder_equals_segment_anything(reference: Any, prompts: int) -> N
 
 @torch.no_grad()
 def test_prompt_encoder_equals_segment_anything(reference: Any) -> None:
-    theirs = reference.PromptEncoder(embed_dim=64, image_embedding_size=(8, 6), input_image_size=(128, 96), mask_in_chans=16)
+    theirs = reference.PromptEncoder(
+        embed_dim=64, image_embedding_size=(8, 6), input_image_size=(128, 96), mask_in_chans=16
+    )
     fill(theirs, 3)
     ours = PromptEncoder(64)
     known = {name: value for name, value in theirs.state_dict().items() if "point" not in name}
@@ -106,15 +114,17 @@ def test_two_entries_are_the_whole_dense_prompt() -> None:
     fill(encoder, 4)
     region = (torch.rand(3, 16, 16) > 0.8).float()
     mask = region.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
-    torch.testing.assert_close(encoder.embed_region(region, 64, 64), encoder.embed_mask(mask), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.embed_region(region, 64, 64), encoder.embed_mask(mask), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_vit_h_has_the_parameters_of_the_public_model(reference: Any) -> None:
     with torch.device("meta"):
         ours = VitImageEncoder(VitConfig())
         theirs = reference.ImageEncoderViT(
-            img_size=1024, patch_size=16, embed_dim=1280, depth=32, num_heads=16, out_chans=256, use_rel_pos=True,
-            window_size=14, global_attn_indexes=(7, 15, 23, 31),
+            img_size=1024, patch_size=16, embed_dim=1280, depth=32, num_heads=16, out_chans=256,
+            use_rel_pos=True, window_size=14, global_attn_indexes=(7, 15, 23, 31),
             norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
         )  # fmt: skip
     shapes = {name: value.shape for name, value in ours.state_dict().items()}

@@ -19,7 +19,17 @@ ROWS = (
     ("val", "kvasirseg", "k1", "polyp", ""),
 )
 TEXT = write_answer(
-    Findings("breast ultrasound image", "upper left", 5, "oval", "wider than tall", "smooth", "darker than", "homogeneous", "benign")
+    Findings(
+        "breast ultrasound image",
+        "upper left",
+        5,
+        "oval",
+        "wider than tall",
+        "smooth",
+        "darker than",
+        "homogeneous",
+        "benign",
+    )
 )
 
 

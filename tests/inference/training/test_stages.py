@@ -17,7 +17,15 @@ from inference.models.tiny_sam import TinyConfig
 from inference.settings import PACKAGES
 from inference.training.build import start_from
 from inference.training.losses import LossWeights
-from inference.training.stages import Bench, JointStage, LvlmStage, Phase, SegmenterStage, simulate_region, top_cells
+from inference.training.stages import (
+    Bench,
+    JointStage,
+    LvlmStage,
+    Phase,
+    SegmenterStage,
+    simulate_region,
+    top_cells,
+)
 from inference.training.train import Run, train
 from tests.inference.datasets import tiny_data
 
@@ -29,8 +37,8 @@ TINY = Sim4SegConfig(
     im_start=3,
 )
 RECIPE = {
-    "lr": 2e-3, "lr_floor": 0.1, "betas": [0.9, 0.95], "weight_decay": 0.01, "warm_up_steps": 2, "clip_norm": 1.0,
-    "ema_decay": 0.9, "score_every_s": 1000, "save_every_s": 1000,
+    "lr": 2e-3, "lr_floor": 0.1, "betas": [0.9, 0.95], "weight_decay": 0.01, "warm_up_steps": 2,
+    "clip_norm": 1.0, "ema_decay": 0.9, "score_every_s": 1000, "save_every_s": 1000,
     "phase": [{"side": 256, "minutes": 1.0, "batch": 2}],
 }  # fmt: skip
 
