@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.frames import IMAGER_PIXEL_SPACING, Frame, FrameLimits, NotSuitable, SourceSeries, load_series
+from dicom_node.make_dicom import SeriesDetails, build_series
 from dicom_node.provenance import ModelIdentity, Provenance
 from dicom_node.receive import Receiver
 from dicom_node.regions import measure, volume_ml
@@ -103,6 +104,16 @@ def run_job(job: ClaimedJob, services: Services) -> None:
         for sop_instance_uid in stored:
             for destination in services.destinations:
                 queue_delivery(tx, sop_instance_uid, destination, job.job_id)
+
+
+def warm_up() -> None:
+    """Make one tiny segmentation, so that highdicom reads its tables (1 s) before the first job."""
+    (source,) = build_series([np.zeros((8, 8), np.uint8)], SeriesDetails(modality="US"))
+    frame = Frame(np.zeros((8, 8), np.uint8), source, None, None, "", None, None, None)
+    model = ModelIdentity("warm-up", "0", "0" * 64)
+    provenance = Provenance(str(source.StudyInstanceUID), str(source.SeriesInstanceUID), (), model, "")
+    series = SourceSeries((source,), (frame,), (), ())
+    build_segmentation(series, [np.ones((8, 8), bool)], SegmentationRequest(None, "", provenance))
 
 
 def _paths(job: ClaimedJob, services: Services) -> list[Path]:

@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from dicom_node.frames import FrameLimits
-from dicom_node.pipeline import AnalysisRequest, Services, analyse, run_job
+from dicom_node.pipeline import AnalysisRequest, Services, analyse, run_job, warm_up
 from dicom_node.receive import ReceiveLimits, Receiver
 from inference.contract import Image, Prediction, Prompt
 from inference.errors import InputRejected, ModelNotFound
@@ -113,6 +114,15 @@ def test_summary_is_json_and_complete(tmp_path: Path) -> None:
     assert summary["inputs"]["count"] == 1
     assert summary["sop_instance_uids"]["sr"] == result.report.SOPInstanceUID
     assert "Test^Synthetic" not in json.dumps(summary)
+
+
+def test_warming_up_takes_the_first_segmentation_s_time() -> None:
+    started = time.process_time()
+    warm_up()
+    first = time.process_time() - started
+    started = time.process_time()
+    warm_up()
+    assert time.process_time() - started <= max(first, 0.5)
 
 
 # ---- run_job: from claimed row to stored objects
