@@ -3,7 +3,7 @@
 A deflated data set is inflated within the limits it was received under, never wholly for its header.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from storage.tables import Instance
 DEFER_BYTES: Final = 16 * 1024  # longer values stay in the file until they are asked for
 PIECE_BYTES: Final = 256 * 1024
 LIMITS: Final = HeaderLimits()
+MISSING: Final = "a file of this address is missing: the operator can run dicom-node fsck"
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ def open_stored(files_root: Path, row: Instance) -> BinaryIO:
     try:
         return open_file(files_root, row.path)
     except InstanceMissing as error:
-        raise NotFound(
-            "the file of this instance is missing; the operator can run dicom-node fsck"
-        ) from error
+        raise NotFound(MISSING) from error
+
+
+def require_files(files_root: Path, rows: Sequence[Instance]) -> None:
+    """Raise NotFound unless the files of all `rows` are there: an answer under way cannot be taken back."""
+    for row in rows:
+        if not absolute(files_root, row.path).is_file():
+            raise NotFound(MISSING)
 
 
 def read_pieces(

@@ -53,9 +53,9 @@ VIEWER_POLICY: Final = (
 NO_VIEWER_PAGE: Final = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SIM4SEG node</title></head>
 <body><h1>SIM4SEG node</h1>
-<p>The node runs. The viewer OHIF is not installed: run <code>make viewer</code> (or
-<code>npm pack @ohif/app@3.13.2</code>, and set <code>viewer.ohif_root</code> to its folder
-<code>dist</code>), then start the node again.</p>
+<p>The node runs. The viewer OHIF is not installed: run <code>scripts/get_ohif.sh</code> (it gets
+<code>@ohif/app@3.13.2</code> by npm), set <code>viewer.ohif_root</code> to the folder that holds its
+<code>index.html</code>, then start the node again.</p>
 <p><a href="/operator">Studies, jobs and deliveries</a></p>
 <p>{RESEARCH_USE}</p></body></html>
 """

@@ -34,7 +34,7 @@ from dicom_node.web.services import (
     json_array,
     services_of,
 )
-from dicom_node.web.stored import raw_value, read_data_set, read_pieces
+from dicom_node.web.stored import raw_value, read_data_set, read_pieces, require_files
 from storage.tables import Instance
 
 MAX_FRAMES_ASKED: Final = 10_000
@@ -111,7 +111,9 @@ def retrieve_bulk_data(request: Request) -> Response:
 def _rows(request: Request) -> tuple[WebServices, list[Instance]]:
     services = services_of(request)
     with services.database.reading() as tx:
-        return services, instances_at(request, tx)
+        rows = instances_at(request, tx)
+    require_files(services.files_root, rows)
+    return services, rows
 
 
 def _metadata(services: WebServices, row: Instance) -> dict[str, Any]:

@@ -324,6 +324,17 @@ def test_what_is_not_stored_is_404_with_a_sentence(client, keep, kind):
         assert answer.json()["advice"]
 
 
+def test_a_file_that_was_lost_is_404_not_half_an_answer(client, keep, files_root):
+    image = make_image()
+    other = make_image(StudyInstanceUID=image.StudyInstanceUID, SeriesInstanceUID=image.SeriesInstanceUID)
+    address = keep(image, other)
+    min(files_root.rglob("*.dcm")).unlink()
+    for kind in ("", "/metadata"):
+        answer = client.get(series_of(address) + kind)
+        assert answer.status_code == 404
+        assert "fsck" in answer.json()["error"]
+
+
 def test_an_answer_is_not_sent_twice(client, keep):
     address = keep(make_image())
     for kind, accept in (("", PART10), ("/metadata", JSON), ("/frames/1", FRAMES)):
