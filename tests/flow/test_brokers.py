@@ -77,7 +77,9 @@ def rabbitmq(folder: Path) -> Iterator[str]:
         "RABBITMQ_LOG_BASE": str(folder),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
         "RABBITMQ_PID_FILE": str(folder / "pid"),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+            "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
+        ),
     }
     log = folder / "rabbitmq.log"
     with process(["epmd", "-address", "127.0.0.1", "-port", str(mapper)], folder / "epmd.log"):
