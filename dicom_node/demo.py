@@ -29,7 +29,7 @@ from dicom_node.samples import SampleStudy, write_samples
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.settings_network import PeerSettings
 from storage.database import Database
-from storage.index import find_study
+from storage.index import find_study, series_of_study
 
 NOTICE = "Research use only. Not a medical device."
 SENDER_AE_TITLE = "DEMO_SENDER"
@@ -57,6 +57,7 @@ class Progress:
     outcome: str | None = None
     jobs: list[dict[str, Any]] = field(default_factory=list)
     arrivals: dict[str, Arrival] = field(default_factory=dict)
+    seg_series: str | None = None
 
     @property
     def expected(self) -> list[str]:
@@ -79,7 +80,8 @@ class Progress:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Run the demo; status 0 when every study came back complete."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it in the same, tidy way
+    for number in (signal.SIGINT, signal.SIGTERM):  # both end it in the same, tidy way
+        signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a pipe too
     print(NOTICE if options.study else f"{NOTICE} Synthetic images.")
@@ -275,6 +277,10 @@ def _look(progress: Progress, pacs: DemoPacs, database: Database) -> None:
     with database.reading() as tx:
         study = find_study(tx, uid)
         progress.outcome = study.outcome if study is not None else None
+        progress.seg_series = next(
+            (series.series_instance_uid for series in series_of_study(tx, uid) if series.modality == "SEG"),
+            None,
+        )
     progress.jobs = [job for job in list_jobs(database) if job["study_instance_uid"] == uid]
     progress.arrivals = {
         sop_uid: arrival for sop_uid in progress.expected if (arrival := pacs.arrival(sop_uid)) is not None
@@ -301,7 +307,7 @@ def _tell_result(progress: Progress, settings: NodeSettings) -> None:
         print(f"  outcome     {progress.outcome or 'the study was not completed'}")
     for job in progress.jobs:
         _tell_job(job, progress)
-    print(f"  viewer      {_link(progress.study.study_instance_uid, settings)}")
+    print(f"  viewer      {_link(progress, settings)}")
 
 
 def _tell_job(job: dict[str, Any], progress: Progress) -> None:
@@ -328,10 +334,13 @@ def _region(summary: dict[str, Any]) -> str:
     return f"{summary['target'] or 'region'}, {', '.join(parts)}"
 
 
-def _link(study_instance_uid: str, settings: NodeSettings) -> str:
+def _link(progress: Progress, settings: NodeSettings) -> str:
+    """Where OHIF shows the study; naming the SEG's series opens it with its overlay on."""
     if settings.viewer.ohif_root is None:
         return "not installed"
-    return f"http://{settings.http.host}:{settings.http.port}/viewer?StudyInstanceUIDs={study_instance_uid}"
+    address = f"http://{settings.http.host}:{settings.http.port}/viewer"
+    overlay = f"&initialSeriesInstanceUID={progress.seg_series}" if progress.seg_series else ""
+    return f"{address}?StudyInstanceUIDs={progress.study.study_instance_uid}{overlay}"
 
 
 def _tell_end(settings: NodeSettings, *, is_complete: bool) -> None:

@@ -15,7 +15,7 @@ from dicom_node import readiness
 from dicom_node.attempt import MODEL_ERRORS, claim, keep_lease, settle_failure
 from dicom_node.deliver import DeliveryServices, deliver
 from dicom_node.frames import FrameLimits
-from dicom_node.pipeline import Services, run_job
+from dicom_node.pipeline import Services, run_job, warm_up
 from dicom_node.predictors import Predictors
 from dicom_node.services import open_receiver
 from dicom_node.settings import NodeSettings
@@ -122,6 +122,7 @@ class RunWorker:
                 self._predictors.open(name)
             except MODEL_ERRORS:
                 logger.exception("the model cannot be opened", extra={"model": name})
+        warm_up()
         readiness.report(self._settings.home, "models", None)
 
     def run(self, job_id: str) -> None:

@@ -44,10 +44,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def models() -> Path:
     """The model repository with the trained package."""
-    import os
-
-    if os.environ.get("TINY"):
-        return Path("/tmp/tinyrepo")
     assert (TRAINED / "sim4seg-s" / "model.toml").is_file(), "the trained model package is not here"
     return TRAINED
 
@@ -102,7 +98,7 @@ SENT = (
 def hospital(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Hospital]:
     """Sends real images to the node with DCMTK's storescu, and waits for the results at Orthanc."""
     folder = tmp_path_factory.mktemp("hospital")
-    studies = tuple(_real_study(folder, *sent) for sent in SENT)
+    studies = tuple(_real_study(folder, sent) for sent in SENT)
     with running_orthanc(folder / "orthanc") as orthanc:
         config = node_config(
             find_free_port,
@@ -120,9 +116,8 @@ def hospital(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator
             yield Hospital(node, orthanc, studies)
 
 
-def _real_study(
-    folder: Path, name: str, modality: str, body_part: str, dataset: str, images: tuple[str, ...]
-) -> RealStudy:
+def _real_study(folder: Path, sent: tuple[str, str, str, str, tuple[str, ...]]) -> RealStudy:
+    name, modality, body_part, dataset, images = sent
     data = REPOSITORY.parent / "shared" / "data" / "train" / dataset
     sources = [str(data / "images" / f"{image}.jpg") for image in images]
     out = folder / "sent" / name

@@ -14,6 +14,7 @@ from tests.builders import make_ultrasound, write_datasets
 from tests.flow.nodes import destination, find_free_port, is_listening, node_config, running_node, until
 
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # not the wrapper, which changes to another user
+LOOPBACK = "inet_dist_use_interface {127,0,0,1}"
 
 
 @contextmanager
