@@ -219,7 +219,7 @@ def _decode(instance: _Instance, left_out: list[str]) -> list[Frame]:
     try:
         for index, stored in enumerate(_pixels(instance)):
             header = frame_attributes(instance.header, index)
-            number = index + 1 if "NumberOfFrames" in instance.header else None
+            number = index + 1 if instance.frame_count > 1 else None
             frames.append(_frame(to_display(stored, header), instance.header, header, number))
     except UNDECODABLE as error:
         left_out.append(f"the pixels of an instance cannot be decoded ({type(error).__name__})")

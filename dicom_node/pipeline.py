@@ -177,7 +177,12 @@ def _masks(
 
 def _cleaned(prediction: Prediction) -> NDArray[np.bool_]:
     is_region = prediction.has_region and int(prediction.mask.sum()) >= MIN_REGION_PX
-    return prediction.mask if is_region else np.zeros_like(prediction.mask)
+    return prediction.mask if is_region else _empty(prediction.mask.shape)
+
+
+def _empty(size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """No region (H, W), at the cost of one byte: most slices of a large stack have none."""
+    return np.broadcast_to(np.False_, size)
 
 
 def _provenance(series: SourceSeries, predictor: Predictor, request: AnalysisRequest) -> Provenance:

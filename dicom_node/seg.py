@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DSfloat
 
 from dicom_node import codes
 from dicom_node.frames import Frame, SourceSeries
@@ -35,6 +36,7 @@ SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 IMAGE_AXES: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 PLACEHOLDER_MM: Final = 1.0
 NOT_CALIBRATED: Final = "The image is not calibrated; the Pixel Spacing of this object is a placeholder."
+MAX_DS: Final = 16  # Source: PS3.5 6.2
 SERIES_NUMBER: Final = 9001
 
 
@@ -163,20 +165,25 @@ def _restore_geometry(
         dataset.SegmentSequence[0].SegmentDescription = NOT_CALIBRATED
     if not has_geometry:
         return
-    shared.PlaneOrientationSequence[0].ImageOrientationPatient = list(first.orientation or ())
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = _decimals(first.orientation or ())
     place = {str(source.SOPInstanceUID): frame for source, frame in zip(sources, frames, strict=True)}
     for group in dataset.PerFrameFunctionalGroupsSequence:
         reference = group.DerivationImageSequence[0].SourceImageSequence[0]
         frame = place[str(reference.ReferencedSOPInstanceUID)]
-        group.PlanePositionSequence[0].ImagePositionPatient = list(frame.position or ())
+        group.PlanePositionSequence[0].ImagePositionPatient = _decimals(frame.position or ())
 
 
 def _pixel_measures(frame: Frame) -> Dataset:
     """Placeholders where the source says nothing: OHIF 3.13 stops without this group, and both are type 1."""
     measures = Dataset()
-    measures.PixelSpacing = list(frame.spacing_mm or (PLACEHOLDER_MM, PLACEHOLDER_MM))
+    measures.PixelSpacing = _decimals(frame.spacing_mm or (PLACEHOLDER_MM, PLACEHOLDER_MM))
     measures.SliceThickness = frame.slice_thickness_mm or PLACEHOLDER_MM
     return measures
+
+
+def _decimals(values: Sequence[float]) -> list[DSfloat]:
+    """Decimal strings as in the source; only what is longer than the 16 characters of a DS is rounded."""
+    return [DSfloat(value, auto_format=len(str(value)) > MAX_DS) for value in values]
 
 
 def _restore_references(

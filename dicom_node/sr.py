@@ -53,6 +53,7 @@ from dicom_node.provenance import (
     stamp,
 )
 from dicom_node.regions import Measures, outline
+from dicom_node.seg import SECONDARY_CAPTURE
 
 SERIES_NUMBER: Final = 9002
 MAX_TEXT: Final = 4000  # characters of one text item
@@ -108,16 +109,27 @@ def build_report(
         is_final=False,
         contributing_equipment=[provenance.equipment()],
     )
+    _restore_classes(dataset, series)
     stamp(dataset, provenance, latest_date_and_time(series.datasets))
     return dataset
+
+
+def _restore_classes(report: Dataset, series: SourceSeries) -> None:
+    classes = {str(source.SOPInstanceUID): source.SOPClassUID for source in series.datasets}
+    for study in report.CurrentRequestedProcedureEvidenceSequence:
+        for referenced in study.ReferencedSeriesSequence:
+            for instance in referenced.ReferencedSOPSequence:
+                uid = str(instance.ReferencedSOPInstanceUID)
+                instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
 
 
 def _evidence(source: Dataset) -> Dataset:
     """What highdicom reads of a source: whose it is, and what an image library entry says."""
     evidence = patient_and_study(source)
     evidence.SpecificCharacterSet = UTF8
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"):
-        setattr(evidence, keyword, str(source[keyword].value))
+    evidence.SOPClassUID = SECONDARY_CAPTURE  # highdicom does not know every retired class
+    evidence.SOPInstanceUID = str(source.SOPInstanceUID)
+    evidence.SeriesInstanceUID = str(source.SeriesInstanceUID)
     for keyword in ("Rows", "Columns", "NumberOfFrames", "Manufacturer", "ManufacturerModelName"):
         if source.get(keyword):
             setattr(evidence, keyword, source[keyword].value)
@@ -199,15 +211,19 @@ def _region_group(
 
 
 def _image_region(key: Frame, region: Region) -> ImageRegion:
-    return ImageRegion(
+    image_region = ImageRegion(
         graphic_type=GraphicTypeValues.POLYLINE,
         graphic_data=outline(region.mask),
         source_image=SourceImageForRegion(
-            referenced_sop_class_uid=key.source.SOPClassUID,
+            referenced_sop_class_uid=SECONDARY_CAPTURE,  # highdicom does not know every retired class
             referenced_sop_instance_uid=key.source.SOPInstanceUID,
-            referenced_frame_numbers=None if key.frame_number is None else [key.frame_number],
         ),
     )
+    reference = image_region.ContentSequence[0].ReferencedSOPSequence[0]
+    reference.ReferencedSOPClassUID = key.source.SOPClassUID
+    if key.frame_number is not None:
+        reference.ReferencedFrameNumber = key.frame_number
+    return image_region
 
 
 def _measurements(findings: Findings, region: Region, segmentation: Dataset) -> list[Measurement]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from dicom_node.frames import FrameLimits
+from dicom_node.frames import FrameLimits, load_series
 from dicom_node.pipeline import AnalysisRequest, Services, analyse, run_job, warm_up
 from dicom_node.receive import ReceiveLimits, Receiver
 from inference.contract import Image, Prediction, Prompt
@@ -21,6 +21,7 @@ from storage.jobs import ClaimedJob, JobRequest, JobState, claim_job, create_job
 from storage.part10 import absolute
 from storage.worklist import list_deliveries, list_jobs
 from tests import builders
+from tests.stub_engine import StubPredictor
 
 SIZE = (60, 81)
 QUERY = "Outline the breast lesion in this ultrasound image. Is it benign or malignant?"
@@ -256,3 +257,39 @@ def test_what_may_work_later_is_left_to_the_task(services: Services) -> None:
         run_job(job, replace(services, open_predictor=missing))
     with services.database.reading() as tx:
         assert list_jobs(tx)[0].state == JobState.IN_PROGRESS
+
+
+# ---- real files
+
+
+class Central(StubPredictor):
+    """Outlines an ellipse in the middle of whatever it is shown."""
+
+    def predict(self, image: Image, prompt: Prompt) -> Prediction:
+        height, width = image.pixels.shape[:2]
+        mask = builders.make_ellipse((height, width), (height / 2, width / 2), (height / 4, width / 5))
+        return replace(super().predict(image, prompt), mask=mask, has_region=True)
+
+
+REAL_FILES = (
+    "cornerstone3D/testImages/CT1_J2KR",
+    "pydicom/MR_small.dcm",
+    "pydicom/examples_palette.dcm",
+    "pydicom/dicomdirtests/77654033/CR2/6247",
+    "pydicom-data/emri_small_jpeg_ls_lossless.dcm",
+    "pydicom-data/OBXXXX1A_rle_2frame.dcm",
+)
+
+
+@pytest.mark.shared
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", REAL_FILES)
+def test_results_of_real_files_are_valid(shared_data: Path, tmp_path: Path, name: str) -> None:
+    path = shared_data / "data" / "dicom" / name
+    series = load_series([path], FrameLimits())
+    result = analyse(series, Central(), AnalysisRequest(QUERY))
+    assert result.segmentation is not None
+    assert result.segmentation.NumberOfFrames == len(series.frames)
+    assert result.segmentation.PatientID == str(series.datasets[0].get("PatientID") or "")
+    for dataset in result.datasets:
+        assert builders.standard_errors(tmp_path, dataset) == []

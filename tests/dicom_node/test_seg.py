@@ -178,6 +178,13 @@ def test_other_inputs_give_other_uids(tmp_path: Path) -> None:
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids)
 
 
+def test_digits_that_no_decimal_string_holds_are_rounded(tmp_path: Path) -> None:
+    source = builders.make_ultrasound(growing(1)[0], spacing_mm=(0.123456789012345678, 0.1 / 3))
+    dataset = assert_round_trip(builders.as_loaded(tmp_path / "in", [source]), growing(1), tmp_path)
+    spacing = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    assert [float(value) for value in spacing] == pytest.approx([0.123456789012345678, 0.1 / 3])
+
+
 def test_planes_that_are_not_parallel_still_give_a_seg(tmp_path: Path) -> None:
     stack = builders.make_stack(growing(2))
     stack[1].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]

@@ -106,6 +106,21 @@ def test_every_reference_is_in_the_evidence(tmp_path: Path) -> None:
     assert named == evidence
 
 
+def test_evidence_names_the_class_of_each_instance_even_a_retired_one(tmp_path: Path) -> None:
+    source = builders.make_ultrasound()
+    source.SOPClassUID = "1.2.840.10008.5.1.4.1.1.6"  # Ultrasound Image Storage (Retired)
+    result = result_of(tmp_path, [source])
+    classes = {
+        str(instance.ReferencedSOPClassUID)
+        for study in result.report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+    assert classes == {"1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.66.4"}
+    (region,) = items(result.report, "Image Region")
+    assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPClassUID == source.SOPClassUID
+
+
 def test_highdicom_reads_the_measurement_group(tmp_path: Path) -> None:
     report = result_of(tmp_path / "in", [builders.make_ultrasound()]).report
     path = tmp_path / "sr.dcm"
