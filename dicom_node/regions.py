@@ -72,8 +72,9 @@ def _edge_loops(mask: Mask) -> list[Points]:
     """Every border of `mask` as a loop of pixel corners, the inside to its right; holes run the other way."""
     following = _edges(mask)
     loops: list[Points] = []
-    while following:
-        start = min(following)
+    for start in sorted(following):
+        if start not in following:
+            continue
         loop, here, came_from = [start], start, (0, 0)
         while True:
             here, came_from = _next_corner(following, here, came_from)
