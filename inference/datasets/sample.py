@@ -38,8 +38,15 @@ class M3dsSampler:
     """Draws augmented training samples, data sets and diagnoses in fixed proportions."""
 
     def __init__(
-        self, records: Sequence[Record], frames: Frames, weights: Mapping[str, float], seed: int
+        self,
+        records: Sequence[Record],
+        frames: Frames,
+        weights: Mapping[str, float],
+        seed: int,
+        *,
+        tickets: Mapping[str, int] | None = None,
     ) -> None:
+        """Draw data sets by `weights`; inside one, a diagnosis by its `tickets` (1 where not named)."""
         self._records = records
         self._frames = frames
         self._rng = np.random.default_rng(seed)
@@ -49,7 +56,11 @@ class M3dsSampler:
             for i, record in enumerate(records):
                 if record.dataset == dataset and record.split == "train":
                     by_label.setdefault(record.diagnosis, []).append(i)
-            self._groups[dataset] = [np.asarray(rows) for rows in by_label.values()]
+            self._groups[dataset] = [
+                np.asarray(rows)
+                for label, rows in by_label.items()
+                for _ in range((tickets or {}).get(label or "", 1))
+            ]
         self._names = [name for name in weights if self._groups[name]]
         shares = np.asarray([weights[name] for name in self._names])
         self._shares = shares / shares.sum()

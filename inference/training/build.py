@@ -22,7 +22,9 @@ def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, star
     records = load_records(data)
     frames = open_frames(records, cache, recipe["frame_side"])
     settings = recipe[name]
-    sampler = M3dsSampler(records, frames, settings["weights"], recipe["seed"])
+    sampler = M3dsSampler(
+        records, frames, settings["weights"], recipe["seed"], tickets=settings.get("tickets")
+    )
     watched = watched_samples(
         records, frames, settings["watched_per_dataset"], has_region=name == "segmenter"
     )
@@ -35,9 +37,12 @@ def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, star
     )
     if name == "segmenter":
         return _segmenter_stage(bench, start)
-    stage = {"lvlm": LvlmStage, "joint": JointStage}[name](bench)
+    stage = {"lvlm": LvlmStage, "joint": JointStage, "tune": JointStage}[name](bench)
     for path in start:
-        start_from(stage.learner, path)
+        if name == "tune":
+            load_into(stage.learner, load_tensors(path)[0])
+        else:
+            start_from(stage.learner, path)
     if isinstance(stage, JointStage) and settings["freeze_image_encoder"]:
         stage.freeze_image_encoder()
     return stage

@@ -196,7 +196,7 @@ def _report(run: Run, numbers: dict[str, float], images_per_s: float) -> None:
 def main() -> None:
     """Train one stage of one recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("segmenter", "lvlm", "joint"), required=True)
+    parser.add_argument("--stage", choices=("segmenter", "lvlm", "joint", "tune"), required=True)
     for name in ("recipe", "data", "cache", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument(
