@@ -25,6 +25,7 @@ from dicom_node.demo_pacs import Arrival, DemoPacs, open_pacs
 from dicom_node.demo_studies import DemoStudy, group, studies_at
 from dicom_node.dimse.scu import send_instances
 from dicom_node.joblist import list_jobs
+from dicom_node.make_dicom import BadImage
 from dicom_node.samples import SampleStudy, write_samples
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.settings_network import PeerSettings
@@ -98,7 +99,7 @@ def run_demo(options: argparse.Namespace) -> int:
             _tell_end(settings, is_complete=is_complete)
             if not options.once:
                 threading.Event().wait()
-    except DemoFailed as error:
+    except (DemoFailed, BadImage) as error:
         print(f"dicom-node demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -114,9 +115,8 @@ def _prepare(folder: Path, options: argparse.Namespace) -> tuple[NodeSettings, i
             raise DemoFailed(f"a demo already runs in {folder}; end it first.")
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    taken: set[int] = set()
     dimse, http, pacs = (
-        _port(what, wanted, taken)
+        _port(what, wanted)
         for what, wanted in (("DICOM", DIMSE_PORT), ("web", HTTP_PORT), ("PACS", PACS_PORT))
     )
     viewer = _viewer(options)
@@ -133,7 +133,7 @@ def _is_running(home: Path) -> bool:
     return pid > 0 and Path(f"/proc/{pid}").exists()
 
 
-def _port(what: str, wanted: int, taken: set[int]) -> int:
+def _port(what: str, wanted: int) -> int:
     """`wanted` if nobody listens there, else a free one, which is said."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -142,9 +142,7 @@ def _port(what: str, wanted: int, taken: set[int]) -> int:
         except OSError:
             probe.bind(("127.0.0.1", 0))
             print(f"Port {wanted} is taken, so {what} listens on {probe.getsockname()[1]}.")
-        port = int(probe.getsockname()[1])
-    taken.add(port)
-    return port
+        return int(probe.getsockname()[1])
 
 
 def _viewer(options: argparse.Namespace) -> Path | None:

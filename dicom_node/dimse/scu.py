@@ -6,16 +6,18 @@ others, are proposed. An association holds at most 128 presentation contexts, so
 Source: PS3.8 9.3.2.2 (presentation context ids are odd, 1 to 255), PS3.4 B.
 """
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pydicom import Dataset
 from pynetdicom import AE, _config, build_context
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AssociationSocket
 
 from dicom_node.errors import AssociationRejected, PeerError, PeerUnreachable
 from dicom_node.header import MAX_META_BYTES, META_START, split_meta
@@ -183,12 +185,14 @@ def _associated(peer: Peer, ae_title: str, contexts: list[PresentationContext]) 
     PeerUnreachable, AssociationRejected
         If there is none to be had.
     """
-    association = _our_ae(ae_title).associate(
+    ae = _our_ae(ae_title)
+    association = ae.associate(
         peer.host, peer.port, contexts=contexts, ae_title=peer.ae_title, max_pdu=MAX_PDU
     )
     if association.is_rejected:
         raise AssociationRejected(f"{peer.ae_title} refused the association; is {ae_title} registered there?")
     if not association.is_established and not association.rejected_contexts:
+        ae.close_socket()
         raise PeerUnreachable(f"no association with {peer.ae_title} at {peer.host}:{peer.port}")
     try:
         yield association
@@ -197,8 +201,24 @@ def _associated(peer: Peer, ae_title: str, contexts: list[PresentationContext]) 
             association.release()
 
 
-def _our_ae(ae_title: str) -> AE:
-    ae = AE(ae_title)
+class _SendingAE(AE):
+    """An AE that can close its socket: pynetdicom forgets that of a refused connection unclosed."""
+
+    _opened: socket.socket | None = None
+
+    def _create_socket(self, *arguments: Any) -> AssociationSocket:
+        created = super()._create_socket(*arguments)
+        self._opened = created.socket
+        return created
+
+    def close_socket(self) -> None:
+        """Close it, if there is one."""
+        if self._opened is not None:
+            self._opened.close()
+
+
+def _our_ae(ae_title: str) -> _SendingAE:
+    ae = _SendingAE(ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = CONNECT_TIMEOUT_S

@@ -50,12 +50,6 @@ def test_the_pause_doubles_up_to_its_limit_with_jitter() -> None:
         assert all(0.8 * expected <= wait <= 1.2 * expected for wait in waits)
 
 
-# pynetdicom leaves the socket of a refused connection to the garbage collector.
-LEAKED_SOCKET = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
-
-
 @contextmanager
 def pacs(port: int, statuses: list[int]) -> Iterator[list[str]]:
     """A PACS that answers with `statuses` one after the other; gives the UIDs it got."""
@@ -144,7 +138,6 @@ def test_a_pacs_out_of_resources_gets_it_later(
     assert tries(services.database, delivery_id) == ["0xA700", "0x0000"]
 
 
-@LEAKED_SOCKET
 def test_a_pacs_that_is_down_is_tried_again(services: DeliveryServices, delivery_id: str) -> None:
     deliver(delivery_id, services)
     waiting = row(services.database)
@@ -161,7 +154,6 @@ def test_a_refusal_is_not_tried_again(services: DeliveryServices, delivery_id: s
     assert (row(services.database).state, row(services.database).last_status) == ("FAILED", "0xC000")
 
 
-@LEAKED_SOCKET
 def test_it_is_given_up_after_its_greatest_age(services: DeliveryServices, delivery_id: str) -> None:
     with services.database.transaction() as tx:
         tx.execute(update(Delivery).values(created_at=Delivery.created_at - 8 * 86400))
