@@ -42,6 +42,9 @@ def _disk(settings: NodeSettings) -> Iterator[Finding]:
 
 
 def _database(settings: NodeSettings) -> Iterator[Finding]:
+    if not settings.home.exists():  # asking SQLite would create the file
+        yield False, f"home: {settings.home} is not there yet: run `dicom-node migrate --home ...`"
+        return
     database = Database(settings.storage.database_url)
     try:
         require_current_schema(database)

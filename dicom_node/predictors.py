@@ -12,10 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 class Predictors:
-    """Opened predictors by name; what cannot be opened makes the node unready until it can."""
+    """Opened predictors by name; in a worker, one that cannot be opened makes the node unready."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, *, is_worker: bool = False) -> None:
         self._settings = settings
+        self._is_worker = is_worker
         self._opened: dict[str, Predictor] = {}
 
     def open(self, name: str) -> Predictor:
@@ -34,9 +35,13 @@ class Predictors:
         try:
             predictor = open_predictor(name, self._settings.inference)
         except InferenceError as error:
-            readiness.report(self._settings.home, f"model-{name}", f"model {name}: {error}")
+            self._report(name, f"model {name}: {error}")
             raise
-        readiness.report(self._settings.home, f"model-{name}", None)
+        self._report(name, None)
         extra = {"model": predictor.name, "model_version": predictor.version, "digest": predictor.digest}
         logger.info("model opened", extra=extra)
         return predictor
+
+    def _report(self, name: str, problem: str | None) -> None:
+        if self._is_worker:
+            readiness.report(self._settings.home, f"model-{name}", problem)

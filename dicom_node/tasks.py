@@ -111,7 +111,7 @@ class RunWorker:
         self._settings = settings
         self._database = database
         self._wake_ups = wake_ups
-        self._predictors = Predictors(settings)
+        self._predictors = Predictors(settings, is_worker=True)
         self._services = job_services(settings, database, self._predictors.open)
 
     def open_models(self) -> None:

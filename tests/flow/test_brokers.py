@@ -4,13 +4,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from dicom_node.demo_pacs import open_pacs
-from tests.builders import make_ultrasound, write_datasets
+from tests.builders import make_ellipse, make_ultrasound, write_datasets
 from tests.flow.nodes import destination, find_free_port, is_listening, node_config, running_node, until
 
 RABBITMQ = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # not the wrapper, which changes to another user
@@ -36,8 +36,8 @@ def process(arguments: list[str], log: Path, **environment: str) -> Iterator[Non
 
 
 @contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    port = find_free_port()
+def redis(folder: Path, port: int | None = None) -> Iterator[str]:
+    port = port or find_free_port()
     options = [
         "--bind",
         "127.0.0.1",
@@ -107,3 +107,19 @@ def test_a_job_runs_through(broker: object, tmp_path: Path, tiny_models: Path) -
             until(lambda: len(pacs.arrivals()) == 2, "SEG and SR at the PACS")
             assert not (node.home / "broker").exists()
             assert "guest:guest" not in node.logs()
+
+
+def test_a_broker_that_dies_and_forgets_everything(tmp_path: Path, tiny_models: Path) -> None:
+    port = find_free_port()
+    config = node_config(find_free_port, tiny_models, broker={"url": f"redis://127.0.0.1:{port}/0"})
+    first, second = make_ultrasound(), make_ultrasound(make_ellipse((60, 81), (30, 40), (9, 9)))
+    with ExitStack() as later:
+        with redis(tmp_path, port):
+            node = later.enter_context(running_node(tmp_path / "node", config))
+            node.send(write_datasets(tmp_path / "first", [first]))
+            node.wait_for_jobs(1)
+        node.send(write_datasets(tmp_path / "second", [second]))
+        until(lambda: len(node.jobs()) == 2, "the job of the second study")
+        assert [job["state"] for job in node.jobs()] == ["SCHEDULED", "COMPLETED"]
+        with redis(tmp_path, port):
+            assert {job["state"] for job in node.wait_for_jobs(2)} == {"COMPLETED"}
