@@ -204,11 +204,12 @@ def test_the_doctor_finds_what_is_wrong(
     assert status == 1
     problems = [line for line in output.splitlines() if line.startswith("PROBLEM")]
     assert [line.split()[1].rstrip(":") for line in problems] == [
-        "database",
+        "home",
         "model",
         "viewer",
         "destination",
     ]
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize("peer", ["absent", "A@127.0.0.1:99999", "A@127.0.0.1"])
