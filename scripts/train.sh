@@ -22,6 +22,8 @@ module training.tokenizer --data "$data" --cache "$cache" --out "$package/tokeni
 stage segmenter
 stage lvlm
 stage joint --start "$runs/segmenter/weights.safetensors" --start "$runs/lvlm/weights.safetensors"
-module export.parity --weights "$runs/joint/weights.safetensors" --data "$data" --package "$package" --version "$version"
-module training.evaluate --package "$package" --data "$data" --out "$package/metrics.json" --threads "$threads"
+stage tune --start "$runs/joint/weights.safetensors"
+module export.parity --weights "$runs/tune/weights.safetensors" --data "$data" --package "$package" --version "$version"
+module training.evaluate --package "$package" --data "$data" --out "$package/metrics.json" --ablate 40 --processes "$threads"
+module export.package --package "$package" --version "$version"
 .venv/bin/python scripts/readme_results.py --write
