@@ -84,7 +84,7 @@ def _study(study: JsonObject) -> str:
 def _jobs(jobs: list[JsonObject]) -> str:
     if not jobs:
         return ""
-    names = ("Job", "State", "Outcome", "Rule", "Model", "Tries", "Why")
+    names = ("Job", "State", "Outcome", "Result", "Rule", "Model", "Tries", "Why")
     head = "".join(f"<th>{name}</th>" for name in names)
     return f"<table><tr>{head}</tr>{''.join(map(_job, jobs))}</table>"
 
@@ -93,6 +93,7 @@ def _job(job: JsonObject) -> str:
     cells = (
         job["state"],
         job["outcome"] or "",
+        _result(job["summary"] or {}),
         job["rule"],
         job["model"],
         job["attempts"],
@@ -101,6 +102,16 @@ def _job(job: JsonObject) -> str:
     link = f'<a href="/api/jobs/{escape(job["job_id"])}">{escape(job["job_id"][:8])}</a>'
     mark = ' class="bad"' if job["outcome"] == "FAILED" else ""
     return f"<tr{mark}><td>{link}</td>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def _result(summary: JsonObject) -> str:
+    """What the model said, in a few words: diagnosis with its confidence, what is outlined."""
+    diagnosis, confidence = summary.get("diagnosis"), summary.get("confidence")
+    said = [f"{diagnosis} ({confidence:.2f})"] if diagnosis and confidence is not None else []
+    is_outlined = (summary.get("sop_instance_uids") or {}).get("seg") is not None
+    if is_outlined:
+        said.append(f"{summary.get('target') or 'region'} outlined")
+    return ", ".join(said)
 
 
 def _time(seconds: float) -> str:

@@ -5,10 +5,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from dicom_node import readiness
+from dicom_node.receive import ReceiveLimits, Receiver
 from storage.deliveries import DeliveryState, claim_delivery, finish_delivery, queue_delivery
 from storage.index import mark_complete, record_outcome
-from storage.jobs import JobRequest, cancel_job, claim_job, create_job
-from tests.dicom_node.dimse.instances import make_image
+from storage.jobs import JobRequest, cancel_job, claim_job, complete_job, create_job
+from tests.dicom_node.dimse.instances import SEGMENTATION, make_data_set, make_image
 
 
 @pytest.fixture
@@ -168,3 +169,30 @@ def test_the_page_is_inert_and_readable(client, studies):
     assert f"/viewer?StudyInstanceUIDs={failed.StudyInstanceUID}" in answer.text
     assert "Research use only" in answer.text
     assert client.get("/operator/style.css").headers["content-type"].startswith("text/css")
+
+
+@pytest.fixture
+def result(keep, database, files_root):
+    """A study whose job ended with an overlay: its image and its segmentation."""
+    image = make_image()
+    keep(image)
+    study = str(image.StudyInstanceUID)
+    segmentation = make_data_set(SEGMENTATION, StudyInstanceUID=study, Modality="SEG")
+    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+    with database.transaction() as tx:
+        job = claim_job(tx, create_job(tx, request_for(image, "breast")), "worker-1", 30, 3)
+        (seg,) = receiver.receive_own_results(tx, [segmentation], job.job_id)
+        said = {"diagnosis": "benign", "confidence": 0.756, "target": "breast lesion"}
+        complete_job(tx, job.job_id, job.fence, "RESULT", said | {"sop_instance_uids": {"seg": seg}})
+    return image, segmentation
+
+
+def test_the_link_opens_the_viewer_with_the_overlay_on(client, result):
+    image, segmentation = result
+    (line,) = client.get("/api/studies").json()["studies"]
+    overlay = f"initialSeriesInstanceUID={segmentation.SeriesInstanceUID}"
+    assert line["viewer"] == f"/viewer?StudyInstanceUIDs={image.StudyInstanceUID}&{overlay}"
+
+
+def test_the_page_says_what_the_model_said(client, result):
+    assert "<td>benign (0.76), breast lesion outlined</td>" in client.get("/operator").text
