@@ -224,7 +224,8 @@ def _until_ready(process: subprocess.Popen[bytes], settings: NodeSettings) -> No
                 urllib.request.urlopen(address, timeout=5),
                 socket.create_connection((settings.dimse.host, settings.dimse.port), timeout=5),
             ):
-                return
+                if _is_our_node(process, settings):
+                    return
         except urllib.error.HTTPError as error:
             why = error.read(2000).decode("utf-8", "replace")
         except OSError:
@@ -233,6 +234,17 @@ def _until_ready(process: subprocess.Popen[bytes], settings: NodeSettings) -> No
     raise DemoFailed(
         f"the node was not ready after {START_LIMIT_S:.0f} s ({why}); see {settings.home / 'logs'}."
     )
+
+
+def _is_our_node(process: subprocess.Popen[bytes], settings: NodeSettings) -> bool:
+    """Say whether our child is what answers: a stranger may have taken its port, and gets no images."""
+    folder = settings.home / "run"
+    try:
+        supervisor_pid = (folder / "serve.pid").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return False
+    started = all((folder / f"{name}.pid").exists() for name in ("scp", "web"))
+    return supervisor_pid == str(process.pid) and started
 
 
 def _send(studies: Sequence[DemoStudy], settings: NodeSettings) -> list[Progress]:

@@ -1,5 +1,9 @@
 import argparse
+import http.server
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from dicom_node.demo_pacs import Arrival, open_pacs
 from dicom_node.demo_studies import DemoStudy, group, studies_at
 from dicom_node.dimse.scu import echo, send_instances
 from dicom_node.make_dicom import BadImage
+from dicom_node.settings import load_settings
 from dicom_node.settings_network import PeerSettings
 from tests.builders import make_ellipse, make_stack, make_ultrasound, write_datasets
 
@@ -108,3 +113,32 @@ def test_a_study_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
     options = argparse.Namespace(home=tmp_path, study=tmp_path / "absent", once=True, viewer=None)
     assert run_demo(options) == 1
     assert "there is no such file or folder" in capsys.readouterr().err
+
+
+class Stranger(http.server.BaseHTTPRequestHandler):
+    """Answers 200 to everything, as another node would."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_stranger_on_our_ports_is_not_taken_for_our_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        http.server.HTTPServer(("127.0.0.1", 0), Stranger) as web,
+        socket.create_server(("127.0.0.1", 0)) as scp,
+    ):
+        monkeypatch.setenv("DICOM_NODE_HTTP__PORT", str(web.server_port))
+        monkeypatch.setenv("DICOM_NODE_DIMSE__PORT", str(scp.getsockname()[1]))
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with (
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"]) as ours,
+            pytest.raises(demo.DemoFailed, match="did not start"),
+        ):
+            demo._until_ready(ours, load_settings(tmp_path, None))
+        web.shutdown()
