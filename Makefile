@@ -2,9 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock train clean
+.PHONY: help demo test soak check format lock train clean
 
 PY := .venv/bin/python
+# The tests start some hundred processes: each would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+# Test workers: much of the suite waits for servers.
+JOBS ?= 2
 DEFAULT := .venv/.installed-default
 DEV := .venv/.installed-dev
 
@@ -18,7 +22,14 @@ demo: $(DEFAULT) ## a node, a PACS and three studies: ONCE=1 ends by itself, STU
 test: $(DEV) ## everything, with real peers: ARGS="-k word" for a part
 	@scripts/system_packages.sh
 	@scripts/get_ohif.sh
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --reruns 1 $(ARGS)
+
+soak: $(DEV) ## power cuts and SIGKILLs, as root: CUTS=50 KILLS=100 SEED=1; fails on any loss
+	@scripts/system_packages.sh
+	@RACE_TRIALS=1000 $(PY) -m pytest -q tests/dicom_node/test_arrival_races.py
+	@BROKER_RESTARTS=20 $(PY) -m pytest -q tests/flow/test_brokers.py -k consume
+	@TOLERANCE_ROUNDS=12 $(PY) -m pytest -q tests/tolerance/test_damaged_files.py
+	@$(PY) -m tests.faults.soak --cuts $(or $(CUTS),50) --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
 
 check: $(DEV) ## format, lint, types, import directions
 	@$(PY) -m ruff format --check .
@@ -33,7 +44,7 @@ format: $(DEV) ## rewrite what the formatter and the linter can
 lock: $(DEV) ## locks/*.txt from pyproject.toml: ARGS=--upgrade for the newest
 	@scripts/lock.sh $(ARGS)
 
-train: $(DEV) ## trains sim4seg-s on DATA (../shared/data) and makes its package, in two hours
+train: $(DEV) ## trains sim4seg-s on DATA (../shared/data) and makes its package, in an hour and a half
 	@scripts/train.sh
 
 clean: ## what the other commands made, but for .venv

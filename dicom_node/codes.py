@@ -16,10 +16,14 @@ def _dcm(value: str, meaning: str) -> Code:
 # Names of content items. Source: PS3.16 TID 1500, 1501, 1410, 4019.
 IMPRESSION = _dcm("121073", "Impression")  # CID 7002
 FINDING_TEXT = _dcm("121071", "Finding")  # TID 2000 family: Finding as TEXT
+CONCLUSION = _dcm("121077", "Conclusion")  # CID 7002
 COMMENT = _dcm("121106", "Comment")  # CID 12101
 QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")  # TID 1500 row 12
 CERTAINTY = _dcm("111013", "Certainty of Impression")  # TID 4006: percent, 0 none to 100 certain
-SOURCE_OF_MEASUREMENT = _dcm("121112", "Source of Measurement")  # CID 7551
+SUMMARY = _dcm("111017", "CAD Processing and Findings Summary")  # TID 4001
+WITH_FINDINGS = _dcm("111242", "All algorithms succeeded; with findings")  # CID 6047
+WITHOUT_FINDINGS = _dcm("111241", "All algorithms succeeded; without findings")  # CID 6047
+NO_ALGORITHM_SUCCEEDED = _dcm("111245", "No algorithms succeeded; without findings")  # CID 6047
 
 IMAGE_LIBRARY = _dcm("111028", "Image Library")  # TID 1600
 IMAGE_LIBRARY_GROUP = _dcm("126200", "Image Library Group")  # TID 1600
@@ -34,11 +38,16 @@ AREA = _sct("42798000", "Area")  # CID 7469
 VOLUME = _sct("118565006", "Volume")  # CID 7469
 LONG_AXIS = _sct("103339001", "Long axis")  # CID 7470
 SHORT_AXIS = _sct("103340004", "Short axis")  # CID 7470
+END_DIASTOLIC_VOLUME = Code("8821-1", "LN", "Left Ventricular ED Volume")  # CID 3835
+END_SYSTOLIC_VOLUME = Code("8823-7", "LN", "Left Ventricular ES Volume")  # CID 3835
+STROKE_VOLUME = _sct("90096001", "Stroke Volume")  # CID 3835
+EJECTION_FRACTION = Code("8811-2", "LN", "Left ventricular ejection fraction by MR")  # CID 3833
 
 # Units.
 MILLIMETRE = Code("mm", "UCUM", "mm")  # CID 7460
 SQUARE_MILLIMETRE = Code("mm2", "UCUM", "square millimeter")  # CID 7461
 CUBIC_CENTIMETRE = Code("cm3", "UCUM", "cubic centimeter")  # CID 7462
+MILLILITRE = Code("mL", "UCUM", "milliliter")
 PERCENT = Code("%", "UCUM", "Percent")  # CID 82
 PIXELS = Code("{pixels}", "UCUM", "pixels")  # UCUM annotation: a count, for images without calibration
 
@@ -46,12 +55,17 @@ PIXELS = Code("{pixels}", "UCUM", "pixels")  # UCUM annotation: a count, for ima
 ARTIFICIAL_INTELLIGENCE = _dcm("123110", "Artificial Intelligence")  # CID 7162
 PROCESSING_EQUIPMENT = _dcm("109102", "Processing Equipment")  # CID 7005
 
+SOURCE_IMAGE = _dcm("121322", "Source image for image processing operation")  # CID 7202
+SEGMENTATION = _dcm("113076", "Segmentation")  # CID 7203
+
 # Segmented property categories. Source: CID 7150.
 ABNORMAL = _sct("49755003", "Morphologically Abnormal Structure")
 ANATOMICAL = _sct("91723000", "Anatomical Structure")
 
 PRESENT = _sct("52101004", "Present")  # CID 240
 ABSENT = _sct("272519000", "Absent")  # CID 240
+MILD = _sct("255604002", "Mild")  # CID 3716
+REDUCED_VENTRICLE_FUNCTION = _sct("371862006", "Depression of left ventricular systolic function")  # CID 3728
 DIAGNOSIS = _sct("439401001", "Diagnosis")  # observable entity; not in a context group
 
 # Anatomic regions. Source: CID 4 and CID 4031.

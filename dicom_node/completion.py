@@ -2,12 +2,13 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from dicom_node.routing import RouteChoice, SeriesAttributes, choose_route
 from dicom_node.settings import NodeSettings
 from storage.database import Database, Transaction
+from storage.identity import note_identity, patients_of
 from storage.index import (
     QuietStudy,
     instances_of_series,
@@ -18,8 +19,11 @@ from storage.index import (
 )
 from storage.jobs import JobRequest, create_job
 from storage.tables import Instance, Series, Study
+from storage.versions import is_answered
 
 logger = logging.getLogger(__name__)
+
+TWO_PATIENTS: Final = "its images name different patients; have them corrected or rejected at their source"
 
 
 def complete_studies(database: Database, settings: NodeSettings) -> list[str]:
@@ -37,19 +41,28 @@ def complete_studies(database: Database, settings: NodeSettings) -> list[str]:
 
 
 def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> list[str]:
+    if settings.completion.hold_incomplete and quiet.is_incomplete:
+        words = f"held: {quiet.instance_count} of {quiet.expected_count} instances have come"
+        record_outcome(tx, quiet.study_instance_uid, words)
+        return []
     evidence = _evidence(quiet, settings.completion.quiet_period_s)
     is_ours = mark_complete(
         tx, quiet.study_instance_uid, quiet.version, evidence, last_received_at=quiet.last_received_at
     )
     if not is_ours:  # an instance came since the look: the next pass decides anew
         return []
+    if len(patients_of(tx, quiet.study_instance_uid)) > 1:
+        note_identity(tx, quiet.study_instance_uid, TWO_PATIENTS)
+        record_outcome(tx, quiet.study_instance_uid, f"held: {TWO_PATIENTS}")
+        logger.error("study held", extra={"study_instance_uid": quiet.study_instance_uid})
+        return []
     choices = {
-        series.series_instance_uid: choose_route(attributes_of(tx, series), settings.routes)
+        series.series_instance_uid: _choose(tx, series, settings)
         for series in series_of_study(tx, quiet.study_instance_uid)
     }
     job_ids = [
         job_id
-        for series_uid, choice in choices.items()
+        for series_uid, choice in _changed(tx, choices).items()
         if (job_id := _create_job(tx, quiet, series_uid, choice)) is not None
     ]
     record_outcome(tx, quiet.study_instance_uid, outcome_of(choices, len(job_ids)))
@@ -64,6 +77,30 @@ def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> lis
     return job_ids
 
 
+def _choose(tx: Transaction, series: Series, settings: NodeSettings) -> RouteChoice:
+    attributes = attributes_of(tx, series)
+    if not attributes.sop_classes:
+        return RouteChoice(None, ("all instances of the series were rejected or withdrawn",))
+    return choose_route(attributes, settings.routes)
+
+
+def _changed(tx: Transaction, choices: Mapping[str, RouteChoice]) -> dict[str, RouteChoice]:
+    """Leave out what was asked and answered about the same images: a late series asks only for itself.
+
+    Series that are asked alike may be slices of one stack, so they are left out together or not at all.
+    """
+    asked: dict[tuple[str, str], list[str]] = {}
+    for series_uid, choice in choices.items():
+        if choice.route is not None:
+            asked.setdefault((choice.route.model, choice.route.query), []).append(series_uid)
+    return {
+        series_uid: choices[series_uid]
+        for (model, query), series_uids in asked.items()
+        if not all(is_answered(tx, series_uid, model, query) for series_uid in series_uids)
+        for series_uid in series_uids
+    }
+
+
 def _evidence(quiet: QuietStudy, quiet_period_s: float) -> dict[str, Any]:
     return {
         "kind": "requested" if quiet.requested_by else "quiet period",
@@ -71,6 +108,7 @@ def _evidence(quiet: QuietStudy, quiet_period_s: float) -> dict[str, Any]:
         "quiet_period_s": quiet_period_s,
         "last_received_at": quiet.last_received_at,
         "instance_count": quiet.instance_count,
+        "expected_count": quiet.expected_count,
     }
 
 
@@ -113,6 +151,8 @@ def _create_job(tx: Transaction, quiet: QuietStudy, series_uid: str, choice: Rou
 def outcome_of(choices: dict[str, RouteChoice], job_count: int) -> str:
     """The sentence that stands as the study's outcome; without a job it says why each rule did not match."""
     if any(choice.route is not None for choice in choices.values()):
+        if not job_count:
+            return "unchanged: the results of before hold"
         return f"{job_count} job" if job_count == 1 else f"{job_count} jobs"
     reasons = {" | ".join(choice.why_not) for choice in choices.values()}
     return f"no rule matched: {'; '.join(sorted(reasons))}"[:1000]

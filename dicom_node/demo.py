@@ -260,7 +260,7 @@ def _send(studies: Sequence[DemoStudy], settings: NodeSettings) -> list[Progress
                 f"{study.title}: the node refused {len(refused)} instances ({refused[0].detail})."
             )
         progress.append(Progress(study, sent_at=time.monotonic()))
-        print(f"{study.title:<34} sent {len(statuses)} instance{'s' * (len(statuses) > 1)} by C-STORE")
+        print(f"{study.title:<40} sent {len(statuses)} instance{'s' * (len(statuses) > 1)} by C-STORE")
     return progress
 
 
@@ -298,7 +298,7 @@ def _look(progress: Progress, pacs: DemoPacs, database: Database) -> None:
     state = _state(progress)
     if state != progress.state:
         progress.state = state
-        print(f"{progress.study.title:<34} {state}")
+        print(f"{progress.study.title:<40} {state}")
 
 
 def _state(progress: Progress) -> str:
@@ -325,15 +325,40 @@ def _tell_job(job: dict[str, Any], progress: Progress) -> None:
     if not summary:
         print(f"  outcome     {job['state']} {job['outcome'] or ''}: {job['reason'] or 'not finished'}")
         return
-    confidence = "" if summary["confidence"] is None else f" (confidence {summary['confidence']:.2f})"
-    print(f"  diagnosis   {summary['diagnosis'] or 'none asked'}{confidence}")
+    if summary.get("analysed_with"):
+        print("  outcome     a slice of the heart that another series' job reads")
+        return
+    print(
+        textwrap.fill(_diagnosis(summary), 100, initial_indent="  diagnosis   ", subsequent_indent=" " * 14)
+    )
     print(f"  outlined    {_region(summary)}")
-    print(textwrap.fill(summary["text"], 100, initial_indent="  reasoning   ", subsequent_indent=" " * 14))
+    if summary.get("ejection_fraction_percent") is not None:
+        print(f"  measured    {_heart(summary)}")
+    _tell("reasoning", summary["text"])
     if progress.arrivals:
         seconds = max(arrival.arrived_at for arrival in progress.arrivals.values()) - progress.sent_at
         print(f"  time        {seconds:.1f} s from the last image to the result at the PACS")
     for arrival in progress.arrivals.values():
         print(f"  {arrival.kind:<11} {arrival.path}")
+
+
+def _tell(name: str, words: str) -> None:
+    print(textwrap.fill(words, 100, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14))
+
+
+def _diagnosis(summary: dict[str, Any]) -> str:
+    """What the model says, or what follows from a measurement, which has no confidence."""
+    if summary["diagnosis"] is None:
+        return summary.get("conclusion") or "none asked"
+    confidence = "" if summary["confidence"] is None else f" (confidence {summary['confidence']:.2f})"
+    return f"{summary['diagnosis']}{confidence}"
+
+
+def _heart(summary: dict[str, Any]) -> str:
+    return (
+        f"volume {summary['end_diastolic_ml']:g} ml filled, {summary['end_systolic_ml']:g} ml emptied, "
+        f"stroke {summary['stroke_ml']:g} ml, ejection fraction {summary['ejection_fraction_percent']:g} %"
+    )
 
 
 def _region(summary: dict[str, Any]) -> str:

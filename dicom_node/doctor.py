@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dicom_node.dimse.calling import caller_of
 from dicom_node.dimse.scu import echo
 from dicom_node.errors import PeerError
 from dicom_node.settings import NodeSettings
@@ -86,7 +87,7 @@ def _destinations(settings: NodeSettings) -> Iterator[Finding]:
         yield True, "no destination is set up: results stay here"
     for destination in settings.destinations:
         try:
-            echo(destination, settings.dimse.ae_title)
+            echo(destination, caller_of(settings))
             yield True, f"destination {destination.name} answers the C-ECHO"
         except PeerError as error:
             yield False, f"destination {destination.name}: {error}"

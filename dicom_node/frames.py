@@ -1,11 +1,14 @@
 """5 PREPROCESS (DICOM half). Series -> frames: display pixels, each with its plane geometry (LPS, mm)."""
 
+import errno
 import hashlib
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,11 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian
 
 from dicom_node.display import Display, to_display
+from dicom_node.errors import ChildFailed, ChildGone, InputUnreadable
 from dicom_node.header import MAX_META_BYTES, META_START, split_meta
 
 Triple = tuple[float, float, float]
+Decode = Callable[[str], Iterator[Display]]
 HASH_CHUNK_BYTES = 1 << 20
 IMAGER_PIXEL_SPACING = "Imager Pixel Spacing"  # at the detector, so larger than in the patient
 
@@ -40,6 +45,14 @@ UNDECODABLE = (
     InvalidDicomError,
 )
 
+# What the kernel says when it is not the content that is wrong (EINVAL may be: an offset out of the file).
+DISK_ERRORS = frozenset(
+    {
+        errno.EACCES, errno.EBADMSG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENODEV,
+        errno.ENOENT, errno.ENXIO, errno.EPERM, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EUCLEAN,
+    }
+)  # fmt: skip
+
 NOT_IMAGES: dict[str, str] = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
@@ -53,6 +66,9 @@ GROUPS_OF_INTEREST = (
     "PixelMeasuresSequence",
     "FrameVOILUTSequence",
     "PixelValueTransformationSequence",
+    "FrameContentSequence",
+    "CardiacSynchronizationSequence",
+    "MREchoSequence",
 )
 ROOT_OF_INTEREST = (
     "Modality",
@@ -73,6 +89,9 @@ ROOT_OF_INTEREST = (
     "WindowCenter",
     "WindowWidth",
     "VOILUTFunction",
+    "TriggerTime",
+    "TemporalPositionIdentifier",
+    "EchoTime",
 )
 
 
@@ -93,6 +112,16 @@ class FrameLimits:
     max_series_megapixels: float = 600.0  # rows x columns x samples x frames: megabytes held in memory
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When in a repeated movement a frame was made, by what its header says of it."""
+
+    trigger_time_ms: float | None = None  # after the R wave
+    temporal_position: int | None = None
+    instance_number: int = 0
+    echo_time_ms: float | None = None  # frames of different echoes are no phases of one movement
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One 2D image plane, as it is shown, and where it lies."""
@@ -105,6 +134,7 @@ class Frame:
     slice_thickness_mm: float | None
     position: Triple | None  # LPS, mm, centre of the first pixel, digits as in the source
     orientation: tuple[float, ...] | None  # direction cosines of row and column, digits as in the source
+    moment: Moment = Moment()
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -136,18 +166,50 @@ class _Instance:
     frame_count: int
 
 
-def load_series(paths: Sequence[Path], limits: FrameLimits) -> SourceSeries:
+def display_frames(path: str) -> Iterator[Display]:
+    """Each frame of an image file as it is shown; what a limited child runs on files from outside.
+
+    Raises
+    ------
+    InputUnreadable
+        If the disk does not give it.
+    """
+    with reading(Path(path)):
+        header = dcmread(path, stop_before_pixels=True)
+        for index, stored in enumerate(_pixels(path, header)):
+            yield to_display(stored, frame_attributes(header, index))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say what the disk fails at as InputUnreadable; what is wrong with the content passes as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        name = errno.errorcode[error.errno]
+        raise InputUnreadable(f"the file {path.name} cannot be read ({name})") from error
+
+
+def load_series(paths: Sequence[Path], limits: FrameLimits, decode: Decode = display_frames) -> SourceSeries:
     """Read the files of one series into frames sorted by geometry, never by arrival.
+
+    Parameters
+    ----------
+    decode : gives the frames of a file; a node passes `display_frames` in a limited child
 
     Raises
     ------
     NotSuitable
         If no file holds an image that can be shown, or the series is larger than `limits`.
+    InputUnreadable
+        If the disk does not give a file: a result without it would look whole.
     """
     left_out: list[str] = []
     instances = _readable(paths, left_out)
     _check_limits(instances, limits)
-    frames = [frame for instance in instances for frame in _decode(instance, left_out)]
+    frames = [frame for instance in instances for frame in _decode(instance, left_out, decode)]
     if not frames:
         raise NotSuitable(left_out[0] if left_out else "the series has no instances")
     kept = _sorted_by_geometry(_of_commonest_size(frames, left_out))
@@ -155,6 +217,18 @@ def load_series(paths: Sequence[Path], limits: FrameLimits) -> SourceSeries:
     used = {str(dataset.SOPInstanceUID) for dataset in datasets}
     digests = sorted(_sha256(i.path) for i in instances if str(i.header.SOPInstanceUID) in used)
     return SourceSeries(datasets, tuple(kept), tuple(digests), tuple(left_out))
+
+
+def join_series(parts: Sequence[SourceSeries]) -> SourceSeries:
+    """Several series as one, e.g. the slices of a heart that were each kept in a series of its own."""
+    if len(parts) == 1:
+        return parts[0]
+    left_out = [reason for part in parts for reason in part.left_out]
+    frames = [frame for part in parts for frame in part.frames]
+    kept = _sorted_by_geometry(_of_commonest_size(frames, left_out))
+    datasets = {str(frame.source.SOPInstanceUID): frame.source for frame in kept}
+    digests = sorted(digest for part in parts for digest in part.digests)
+    return SourceSeries(tuple(datasets.values()), tuple(kept), tuple(digests), tuple(left_out))
 
 
 def _readable(paths: Sequence[Path], left_out: list[str]) -> list[_Instance]:
@@ -170,7 +244,8 @@ def _readable(paths: Sequence[Path], left_out: list[str]) -> list[_Instance]:
 
 def _read(path: Path, left_out: list[str]) -> _Instance | None:
     try:
-        header = dcmread(path, stop_before_pixels=True)
+        with reading(path):
+            header = dcmread(path, stop_before_pixels=True)
         reason = _why_no_image(header)
         frame_count = int(header.get("NumberOfFrames") or 1)
     except UNDECODABLE as error:
@@ -214,26 +289,31 @@ def _check_limits(instances: Sequence[_Instance], limits: FrameLimits) -> None:
         )
 
 
-def _decode(instance: _Instance, left_out: list[str]) -> list[Frame]:
+def _decode(instance: _Instance, left_out: list[str], decode: Decode) -> list[Frame]:
     frames: list[Frame] = []
     try:
-        for index, stored in enumerate(_pixels(instance)):
-            header = frame_attributes(instance.header, index)
+        for index, display in enumerate(islice(decode(str(instance.path)), instance.frame_count)):
             number = index + 1 if instance.frame_count > 1 else None
-            frames.append(_frame(to_display(stored, header), instance.header, header, number))
+            attributes = frame_attributes(instance.header, index)
+            frames.append(_frame(display, instance.header, attributes, number))
+    except (ChildGone, InputUnreadable):
+        raise  # no fault of the images: the job is tried again
+    except ChildFailed as error:
+        left_out.append(f"the pixels of an instance cannot be decoded: {error}")
+        return []
     except UNDECODABLE as error:
         left_out.append(f"the pixels of an instance cannot be decoded ({type(error).__name__})")
         return []
     return frames
 
 
-def _pixels(instance: _Instance) -> Iterator[NDArray[np.generic]]:
+def _pixels(path: str, header: Dataset) -> Iterator[NDArray[np.generic]]:
     """Stored values of each frame; only what is not compressed can be read frame by frame from the file."""
-    syntax = instance.header.file_meta.TransferSyntaxUID
+    syntax = header.file_meta.TransferSyntaxUID
     if syntax.is_deflated or syntax.is_compressed:
-        yield from iter_pixels(dcmread(instance.path))
+        yield from iter_pixels(dcmread(path))
     else:
-        yield from iter_pixels(instance.path)
+        yield from iter_pixels(path)
 
 
 def frame_attributes(header: Dataset, index: int) -> Dataset:
@@ -258,7 +338,29 @@ def _frame(display: Display, source: Dataset, header: Dataset, number: int | Non
     position, orientation = plane_of(header)
     thickness = header.get("SliceThickness")
     slice_thickness = thickness if isinstance(thickness, int | float) and thickness > 0 else None
-    return Frame(display, source, number, spacing, origin, slice_thickness, position, orientation)
+    moment = moment_of(header, source)
+    return Frame(display, source, number, spacing, origin, slice_thickness, position, orientation, moment)
+
+
+def moment_of(header: Dataset, source: Dataset) -> Moment:
+    """Trigger time and temporal position of a frame, from its root attributes or its functional groups.
+
+    Source: PS3.3 C.8.3.1 and C.7.6.18 (one image an instance), C.7.6.16.2.2 and C.7.6.18.1 (enhanced).
+    """
+    trigger = _number(header, "NominalCardiacTriggerDelayTime", "TriggerTime")
+    temporal = _number(header, "TemporalPositionIndex", "TemporalPositionIdentifier")
+    echo = _number(header, "EffectiveEchoTime", "EchoTime")
+    position = None if temporal is None else int(temporal)
+    return Moment(trigger, position, int(source.get("InstanceNumber") or 0), echo)
+
+
+def _number(header: Dataset, *keywords: str) -> float | None:
+    """The first of the attributes that is one finite number."""
+    for keyword in keywords:
+        value = header.get(keyword)
+        if isinstance(value, int | float) and np.isfinite(float(value)):
+            return float(value)
+    return None
 
 
 def spacing_of(header: Dataset) -> tuple[tuple[float, float] | None, str]:
@@ -323,8 +425,8 @@ def _sorted_by_geometry(frames: list[Frame]) -> list[Frame]:
     def key(frame: Frame) -> tuple[int, float, float, int, str, int]:
         which = orientations.index(_rounded(frame.orientation)) if orientations else 0
         along = round(distance_along_normal(frame), 3) if orientations else 0.0
-        time = float(frame.source.get("TriggerTime") or 0) if orientations else 0.0
-        number = int(frame.source.get("InstanceNumber") or 0)
+        time = (frame.moment.trigger_time_ms or 0.0) if orientations else 0.0
+        number = frame.moment.instance_number
         return which, along, time, number, str(frame.source.SOPInstanceUID), frame.frame_number or 0
 
     return sorted(frames, key=key)
@@ -348,7 +450,7 @@ def _sha256(path: Path) -> str:
     The File Meta Information is left out: every receiver writes its own, and the same instance has to give
     the same result whichever way it came.
     """
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         meta, end = split_meta(file.read(META_START + MAX_META_BYTES))
         digest = hashlib.sha256(str(meta.TransferSyntaxUID).encode())
         file.seek(end)

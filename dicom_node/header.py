@@ -10,7 +10,7 @@ Source: PS3.5 7 (elements, sequences), A.4 (encapsulated pixel data), PS3.10 7.1
 import mmap
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -41,7 +41,8 @@ LONG_VRS: Final = frozenset(
 SHORT_VRS: Final = frozenset((b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US").split())
 SEQUENCE_TAGS: Final = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
 
-Buffer = bytes | mmap.mmap
+Buffer = bytes | bytearray | mmap.mmap
+Span = tuple[int, bytes, int, int, int]  # tag, VR; where element and value begin, and where they end
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ class HeaderLimits:
     max_fragments: int = 2_000_000
     max_depth: int = 64  # sequences inside sequences
     max_inflated_bytes: int = 2048 * MIB  # of a deflated data set
+
+
+@dataclass(frozen=True)
+class HeaderPlan:
+    """Where and how to look into a file that is being received."""
+
+    start: int  # bytes before the data set
+    syntax: str
+    limits: HeaderLimits
+    tags: Container[int]  # whose values are wanted
 
 
 @dataclass(frozen=True)
@@ -82,34 +93,87 @@ class _Walk:
     """One pass over one data set in a buffer."""
 
     def __init__(
-        self, buffer: Buffer, start: int, limits: HeaderLimits, *, is_big_endian: bool = False
+        self,
+        buffer: Buffer,
+        start: int,
+        limits: HeaderLimits,
+        *,
+        is_big_endian: bool = False,
+        end: int | None = None,
     ) -> None:
         self.buffer = buffer
         self.position = start
         self.limits = limits
-        self.end = len(buffer)
+        self.end = len(buffer) if end is None else end  # beyond the buffer: it holds the beginning only
         self.elements = 0
         self.fragments = 0
         self.header_bytes = 0
         self.pixels: PixelElement | None = None
-        self.top_level: list[bytes] = []
+        self.top_level: list[Span] = []
         order = ">" if is_big_endian else "<"
         self.read_tag = struct.Struct(order + "HH").unpack_from
         self.read_long = struct.Struct(order + "I").unpack_from
+        self.read_short_element = struct.Struct(order + "HH2sH").unpack_from
         self.read_short = struct.Struct(order + "H").unpack_from
 
     def top(self, *, is_implicit: bool, only_group: int | None = None) -> None:
         """Walk the top level up to the end of the buffer, or of `only_group`."""
         while self.position < self.end:
+            if not is_implicit:
+                self._short_elements(only_group)
+                if self.position >= self.end:
+                    return
             start = self.position
             if only_group is not None and self.read_tag(self.buffer, start)[0] != only_group:
                 return
             tag, vr, length = self._element(is_implicit=is_implicit)
+            value = self.position
             if tag in PIXEL_TAGS:
-                self.pixels = PixelElement(tag, self.position, None if length == UNDEFINED else length)
+                self.pixels = PixelElement(tag, value, None if length == UNDEFINED else length)
             self._value(tag, vr, length, depth=0, is_implicit=is_implicit)
             if length <= BULK_BYTES and tag not in PIXEL_TAGS and not _is_sequence(tag, vr):
-                self.top_level.append(self.buffer[start : self.position])
+                self._note(tag, vr, start, value)
+
+    def _short_elements(self, only_group: int | None) -> None:
+        """Pass over elements with a 16-bit length, which nearly all of a header are, in one tight loop."""
+        buffer, position, end, read = self.buffer, self.position, self.end, self.read_short_element
+        header_left = self.limits.max_header_bytes - self.header_bytes
+        last = min(end, len(buffer), position + header_left) - 8
+        count, note = 0, self.top_level.append
+        while position <= last and self.elements + count < self.limits.max_elements:
+            group, element, vr, length = read(buffer, position)
+            value = position + 8
+            if (
+                vr not in SHORT_VRS
+                or value + length > end
+                or (only_group is not None and group != only_group)
+            ):
+                break
+            note((group << 16 | element, vr, position, value, value + length))
+            position = value + length
+            count += 1
+        if position > len(buffer):
+            raise _Ended
+        self._count_header(position - self.position)
+        self.elements += count
+        self.position = position
+
+    def _note(self, tag: int, vr: bytes, start: int, value: int) -> None:
+        if self.position > len(self.buffer):
+            raise _Ended
+        self.top_level.append((tag, vr, start, value, self.position))
+
+    def elements_at_top(self) -> bytes:
+        """The short elements of the top level, encoded as they came."""
+        return b"".join(bytes(self.buffer[start:end]) for _tag, _vr, start, _value, end in self.top_level)
+
+    def values_of(self, tags: Container[int]) -> dict[int, tuple[bytes, bytes]]:
+        """VR (empty when implicit) and value of those of `tags` that the top level has."""
+        return {
+            tag: (vr, bytes(self.buffer[value:end]))
+            for tag, vr, _start, value, end in self.top_level
+            if tag in tags
+        }
 
     def _element(self, *, is_implicit: bool) -> tuple[int, bytes, int]:
         """Read tag, VR (empty when implicit) and length; the position is then at the value."""
@@ -150,7 +214,10 @@ class _Walk:
             if self.position != end:
                 raise Unparseable(f"the items of {_name(tag)} do not fill it")
         self.position = end
-        self.header_bytes += 8 + (length if length <= BULK_BYTES else 0)
+        self._count_header(8 + (length if length <= BULK_BYTES else 0))
+
+    def _count_header(self, count: int) -> None:
+        self.header_bytes += count
         if self.header_bytes > self.limits.max_header_bytes:
             raise Unparseable(f"the header is larger than {self.limits.max_header_bytes} bytes")
 
@@ -222,6 +289,44 @@ def split_meta(head: bytes) -> tuple[FileMetaDataset, int]:
     return FileMetaDataset(meta), walk.position
 
 
+@dataclass(frozen=True)
+class ReceivedHeader:
+    """What was found in an instance that is being received."""
+
+    values: dict[int, tuple[bytes, bytes]]  # VR (empty when implicit) and value, by tag
+    encode: Callable[[], bytes]  # the short elements of the top level, as they came
+    syntax: str
+
+    def parse(self) -> Dataset:
+        """The short top-level elements as pydicom reads them; no sequences, no bulk, no pixels."""
+        return _parse(self.encode(), self.syntax)
+
+
+def check_received(
+    beginning: bytearray, size_bytes: int, reader: Callable[[], BinaryIO], plan: HeaderPlan
+) -> ReceivedHeader:
+    """Walk the whole structure of a file that is being received; raises as `read_header` does.
+
+    Its pixels need no look when the header says their length: then `beginning`, the first bytes of the
+    file, is enough, and `reader` is not called.
+    """
+    syntax, limits = plan.syntax, plan.limits
+    walk = None
+    if syntax != DeflatedExplicitVRLittleEndian:
+        walk = _walk_beginning(beginning, plan.start, size_bytes, limits, syntax)
+    if walk is not None:
+        return ReceivedHeader(walk.values_of(plan.tags), walk.elements_at_top, syntax)
+    with reader() as file, mapped(file) as buffer:
+        is_deflated = syntax == DeflatedExplicitVRLittleEndian
+        walk = (
+            _walk_deflated(buffer, plan.start, limits)
+            if is_deflated
+            else _walk_plain(buffer, plan.start, limits, syntax)
+        )
+        encoded = walk.elements_at_top()
+        return ReceivedHeader(walk.values_of(plan.tags), lambda: encoded, syntax)
+
+
 def read_header(file: BinaryIO, limits: HeaderLimits) -> Header:
     """Walk the whole Part 10 file and parse what the index needs of it.
 
@@ -239,7 +344,8 @@ def read_header(file: BinaryIO, limits: HeaderLimits) -> Header:
             walk = _walk_deflated(buffer, offset, limits)
         else:
             walk = _walk_plain(buffer, offset, limits, syntax)
-    return Header(meta, _parse(walk.top_level, syntax), walk.pixels, offset)
+        encoded = walk.elements_at_top()
+    return Header(meta, _parse(encoded, syntax), walk.pixels, offset)
 
 
 @contextmanager
@@ -273,6 +379,18 @@ def _walk_plain(buffer: Buffer, offset: int, limits: HeaderLimits, syntax: str) 
     return walk
 
 
+def _walk_beginning(
+    beginning: bytearray, start: int, end: int, limits: HeaderLimits, syntax: str
+) -> _Walk | None:
+    """Walk a file by its beginning alone; None when something beyond it must be looked at."""
+    walk = _Walk(beginning, start, limits, is_big_endian=syntax == ExplicitVRBigEndian, end=end)
+    try:
+        walk.top(is_implicit=syntax == ImplicitVRLittleEndian)
+    except (_Ended, struct.error):
+        return None
+    return walk
+
+
 def _walk_deflated(buffer: Buffer, offset: int, limits: HeaderLimits) -> _Walk:
     """Walk the beginning of a deflated data set; the rest is only inflated and counted."""
     head_bytes = limits.max_header_bytes + MIB
@@ -282,7 +400,7 @@ def _walk_deflated(buffer: Buffer, offset: int, limits: HeaderLimits) -> _Walk:
     except (_Ended, struct.error) as error:
         if walk.end < head_bytes or walk.pixels is None:
             raise Unparseable("the deflated data set is truncated") from error
-    _count_inflated(buffer[offset:], limits.max_inflated_bytes)
+    _count_inflated(bytes(buffer[offset:]), limits.max_inflated_bytes)
     return walk
 
 
@@ -300,9 +418,8 @@ def _count_inflated(deflated: bytes, max_bytes: int) -> None:
             raise InstanceTooLarge(f"the data set inflates to more than {max_bytes} bytes")
 
 
-def _parse(top_level: list[bytes], syntax: str) -> Dataset:
-    encoded = BytesIO(b"".join(top_level))
-    return read_dataset(encoded, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian)
+def _parse(encoded: bytes, syntax: str) -> Dataset:
+    return read_dataset(BytesIO(encoded), syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian)
 
 
 def _is_sequence(tag: int, vr: bytes) -> bool:

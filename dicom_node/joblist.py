@@ -1,21 +1,49 @@
-"""The jobs of a node as plain values, and as a table for people."""
+"""The jobs of a node as plain values, as a table for people, and asking again for those that failed."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from storage import worklist
 from storage.database import Database
+from storage.errors import IllegalTransition, InstanceMissing
+from storage.jobs import failed_jobs, requeue_job
 from storage.tables import Job
 
 MAX_JOBS = 10_000
 WIDTHS = (34, 13, 14, 22, 7, 0)
 
 
-def list_jobs(database: Database) -> list[dict[str, Any]]:
-    """Every job, newest first, without a patient attribute."""
+@dataclass(frozen=True)
+class Asked:
+    """What became of asking again: new jobs by the id of the failed one, and a sentence for each refusal."""
+
+    made: dict[str, str]
+    refused: list[str]
+
+
+def list_jobs(database: Database, *, is_failed_only: bool = False) -> list[dict[str, Any]]:
+    """Every job, or only the dead letters, newest first, without a patient attribute."""
     with database.reading() as tx:
         rows = worklist.list_jobs(tx, limit=MAX_JOBS)
-    return [_values(row) for row in rows]
+        failed = set(failed_jobs(tx)) if is_failed_only else set()
+        return [_values(row) for row in rows if not is_failed_only or row.job_id in failed]
+
+
+def requeue_jobs(database: Database, job_ids: Sequence[str] | None, *, by: str) -> Asked:
+    """Ask again for these failed jobs, or for every dead letter; each in a transaction of its own."""
+    asked = Asked({}, [])
+    if job_ids is None:
+        with database.reading() as tx:
+            job_ids = failed_jobs(tx)
+    for job_id in job_ids:
+        try:
+            with database.transaction() as tx:
+                asked.made[job_id] = requeue_job(tx, job_id, by)
+        except (IllegalTransition, InstanceMissing) as error:
+            asked.refused.append(str(error))
+    return asked
 
 
 def _values(job: Job) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Lease:
 
     `beat` extends the lease in the database and says whether it is still ours. With `time_limit_s`,
     `end_overdue` is called once when the block has run for so long; it is expected to end the process,
-    since nothing else stops a computation in native code.
+    since nothing else stops a computation in native code. `lost` is called once when the lease is another's.
     """
 
     def __init__(
@@ -32,11 +32,13 @@ class Lease:
         *,
         time_limit_s: float = math.inf,
         end_overdue: Callable[[], None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._beat = beat
         self._pause_s = lease_s / BEATS_PER_LEASE
         self._time_limit_s = time_limit_s
         self._end_overdue = end_overdue
+        self._lost = lost
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
@@ -57,6 +59,7 @@ class Lease:
                 self._end_overdue()
                 return
             if not self._still_ours():
+                self._lost()
                 return
 
     def _still_ours(self) -> bool:

@@ -24,7 +24,7 @@ FIELDS = frozenset(
     }
 )  # fmt: skip
 WITHHELD = "(text withheld: it may carry patient values)"
-NOISY = ("pydicom", "pynetdicom", "py.warnings", "kombu", "amqp", "alembic")
+NOISY = ("highdicom", "pydicom", "pynetdicom", "py.warnings", "kombu", "amqp", "alembic")
 MAX_BYTES = 10 * 1024 * 1024
 
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]

@@ -1,58 +1,70 @@
 """5-8. run_job(): load -> preprocess -> run -> SEG/SR -> store, one screen long."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
-from dicom_node.frames import IMAGER_PIXEL_SPACING, Frame, FrameLimits, NotSuitable, SourceSeries, load_series
+from dicom_node.analysis import Result, analyse
+from dicom_node.errors import InputUnreadable
+from dicom_node.frames import (
+    Decode,
+    Frame,
+    FrameLimits,
+    NotSuitable,
+    SourceSeries,
+    display_frames,
+    join_series,
+    load_series,
+)
+from dicom_node.heart_series import read_headers, stack_with
 from dicom_node.make_dicom import SeriesDetails, build_series
+from dicom_node.outcomes import ResultBroken, end_without_result, require_sound, store_and_queue
 from dicom_node.provenance import ModelIdentity, Provenance
+from dicom_node.reading import VENTRICLE, AnalysisRequest
 from dicom_node.receive import Receiver
-from dicom_node.regions import measure, volume_ml
 from dicom_node.seg import SegmentationRequest, build_segmentation
-from dicom_node.sr import Findings, Region, build_report
-from inference.contract import Image, Prediction, Predictor, Prompt
+from dicom_node.standing import Standing, standing_of
+from inference.contract import Predictor
 from inference.errors import InputRejected
 from storage.database import Database
-from storage.deliveries import queue_delivery
+from storage.errors import InstanceMissing, StorageUnavailable
+from storage.files import FileStore
 from storage.index import instances_of_series
-from storage.jobs import ClaimedJob, cancel_job, complete_job
-from storage.part10 import absolute
+from storage.jobs import FAILED, ClaimedJob, cancel_job, complete_job, series_asked_alike
+from storage.tables import Job
+from storage.versions import (
+    OutdatedError,
+    OvertakenError,
+    remember_inputs,
+    supersede,
+    supersede_outcomes,
+)
 
-RESULT, NO_FINDING, NOT_SUITABLE = "RESULT", "NO FINDING", "NOT SUITABLE"
-FRAMES_AT_ONCE: Final = 8  # images handed to the predictor in one call: bounds what it may hold
-MIN_REGION_PX: Final = 4  # fewer pixels than this are no region
+NOT_SUITABLE: Final = "NOT SUITABLE"
+OUTDATED: Final = "OUTDATED"  # what it saw counts no longer; another version follows or is there
+OTHER_SERIES: Final = "OTHER SERIES"  # analysed as a slice of the stack that another series' job reads
 
 
-@dataclass(frozen=True)
-class AnalysisRequest:
-    """What to ask of a series; `target` is what the rule expects, for an answer without one."""
+class OfAnotherSeries(Exception):
+    """The series is a slice of a stack that the job of another series analyses."""
 
-    query: str
-    target: str | None = None
+    def __init__(self, series_instance_uid: str) -> None:
+        super().__init__(series_instance_uid)
+        self.series_instance_uid = series_instance_uid
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What one analysis gives: the objects to store and what people and machines read first."""
+class Answered(Exception):
+    """The same was asked about the same images before, and the answer is current."""
 
-    segmentation: Dataset | None
-    report: Dataset
-    findings: Findings
-    summary: dict[str, object]
-    outcome: str  # RESULT or NO FINDING; a series that cannot be analysed raises NotSuitable instead
-
-    @property
-    def datasets(self) -> list[Dataset]:
-        """The objects in the order in which they refer to each other."""
-        return [self.report] if self.segmentation is None else [self.segmentation, self.report]
+    def __init__(self, job: Job, standing: Standing) -> None:
+        super().__init__(job.job_id)
+        self.job = job
+        self.standing = standing
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,23 +73,11 @@ class Services:
 
     database: Database
     receiver: Receiver
-    files_root: Path
+    files: FileStore
     open_predictor: Callable[[str], Predictor]
     frame_limits: FrameLimits
     destinations: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """What the predictor said about a series."""
-
-    key: Frame
-    prediction: Prediction  # of the key frame: its text, diagnosis and confidence are the result's
-    masks: list[NDArray[np.bool_]]  # one (H, W) per frame
-
-    @property
-    def has_region(self) -> bool:
-        return any(mask.any() for mask in self.masks)
+    decode: Decode = display_frames  # of image files; a worker has it done in limited children
 
 
 def run_job(job: ClaimedJob, services: Services) -> None:
@@ -85,25 +85,93 @@ def run_job(job: ClaimedJob, services: Services) -> None:
 
     Raises
     ------
+    InputUnreadable
+        If a stored image is missing or cannot be read: none is left out of a result silently.
     LeaseLost
         If another worker claimed the job meanwhile; nothing of this attempt is stored.
+    OvertakenError
+        If other versions of the result appeared again and again.
     """
     predictor = services.open_predictor(job.model)
     try:
-        series = load_series(_paths(job, services), services.frame_limits)
-        result = analyse(series, predictor, AnalysisRequest(job.query, job.target or None))
+        _analyse_and_store(job, predictor, services)
+    except OvertakenError:  # on top of what another version has stored meanwhile
+        _analyse_and_store(job, predictor, services)
+
+
+def _analyse_and_store(job: ClaimedJob, predictor: Predictor, services: Services) -> None:
+    try:
+        result, standing = _analyse(job, predictor, services)
     except (NotSuitable, InputRejected) as error:
-        with services.database.transaction() as tx:
-            cancel_job(tx, job.job_id, job.fence, NOT_SUITABLE, str(error))
+        _end(job, services, NOT_SUITABLE, str(error))
         return
+    except ResultBroken as error:  # the same again at every attempt
+        _end(job, services, FAILED, str(error))
+        return
+    except OfAnotherSeries as other:
+        _leave_to(other.series_instance_uid, job, services)
+        return
+    except Answered as earlier:
+        _repeat(earlier.job, job, earlier.standing, services)
+        return
+    try:
+        _store(job, result, standing, predictor.version, services)
+    except OutdatedError as error:
+        with services.database.transaction() as tx:
+            cancel_job(tx, job.job_id, job.fence, OUTDATED, str(error))
+
+
+def _store(
+    job: ClaimedJob, result: Result, standing: Standing, model_version: str, services: Services
+) -> None:
+    summary = result.summary | {"standing": standing.summary()}
     with services.database.transaction() as tx:
-        stored = services.receiver.receive_own_results(tx, result.datasets, job.job_id)
+        stored = store_and_queue(tx, services, job.job_id, result.datasets)
+        supersede(tx, job, standing.inputs, standing.predecessors, stored)
+        complete_job(tx, job.job_id, job.fence, result.outcome, summary, model_version=model_version)
+
+
+def _repeat(earlier: Job, job: ClaimedJob, standing: Standing, services: Services) -> None:
+    """The same images, model and question have their result: it is this job's, too."""
+    summary = json.loads(earlier.summary or "{}") | {"same_as": earlier.job_id}
+    with services.database.transaction() as tx:
+        remember_inputs(tx, job, standing.inputs)
         complete_job(
-            tx, job.job_id, job.fence, result.outcome, result.summary, model_version=predictor.version
+            tx,
+            job.job_id,
+            job.fence,
+            earlier.outcome or "",
+            summary,
+            model_version=earlier.model_version,
         )
-        for sop_instance_uid in stored:
-            for destination in services.destinations:
-                queue_delivery(tx, sop_instance_uid, destination, job.job_id)
+
+
+def _analyse(job: ClaimedJob, predictor: Predictor, services: Services) -> tuple[Result, Standing]:
+    """The result on the series of the job, or on the stack of the heart that it begins."""
+    with ExitStack() as held:  # files of a bucket are on this machine as long as they are worked on
+        stack = _stack(job, services, held)
+        if stack[0] != job.series_instance_uid:
+            raise OfAnotherSeries(stack[0])
+        with services.database.reading() as tx:
+            standing = standing_of(tx, job, stack, predictor.version)
+        if standing.answered is not None:
+            raise Answered(standing.answered, standing)
+        parts = [
+            load_series(_local(standing.paths[uid], services, held), services.frame_limits, services.decode)
+            for uid in stack
+        ]
+        series = join_series(parts)
+        request = AnalysisRequest(job.query, job.target or None)
+        result = analyse(series, predictor, request, standing.context)
+        require_sound(result.datasets, series.datasets)
+        return result, standing
+
+
+def _end(job: ClaimedJob, services: Services, outcome: str, reason: str) -> None:
+    with services.database.transaction() as tx:
+        stored = end_without_result(tx, services, job, outcome=outcome, reason=reason)
+        supersede_outcomes(tx, job, stored)
+        cancel_job(tx, job.job_id, job.fence, outcome, reason)
 
 
 def warm_up() -> None:
@@ -116,159 +184,32 @@ def warm_up() -> None:
     build_segmentation(series, [np.ones((8, 8), bool)], SegmentationRequest(None, "", provenance))
 
 
-def _paths(job: ClaimedJob, services: Services) -> list[Path]:
+def _stack(job: ClaimedJob, services: Services, held: ExitStack) -> tuple[str, ...]:
+    """The series that are slices of one heart with this job's, lowest first; its own alone otherwise."""
+    if job.target != VENTRICLE:
+        return (job.series_instance_uid,)
     with services.database.reading() as tx:
-        rows = instances_of_series(tx, job.series_instance_uid)
-        return [absolute(services.files_root, row.path) for row in rows]
+        alike = series_asked_alike(tx, job)
+    if len(alike) < 2:
+        return (job.series_instance_uid,)
+    headers = {uid: read_headers(_paths(uid, services, held)) for uid in alike}
+    return stack_with(job.series_instance_uid, headers)
 
 
-def analyse(series: SourceSeries, predictor: Predictor, request: AnalysisRequest) -> Result:
-    """Run `predictor` on every frame and put what it says into a SEG and an SR."""
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "run"):
-        reading = _read(series, predictor, Prompt(request.query))
-    provenance = _provenance(series, predictor, request)
-    findings = _findings(series, reading, request)
-    with _timed(seconds, "seg"):
-        segmentation = _segmentation(series, reading, findings, provenance)
-    with _timed(seconds, "sr"):
-        report = build_report(series, segmentation, findings, provenance)
-    summary = _summary(series, findings, provenance)
-    summary["sop_instance_uids"] = {
-        "seg": None if segmentation is None else str(segmentation.SOPInstanceUID),
-        "sr": str(report.SOPInstanceUID),
-    }
-    summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-    is_finding = segmentation is not None or findings.diagnosis is not None
-    return Result(segmentation, report, findings, summary, RESULT if is_finding else NO_FINDING)
+def _leave_to(series_instance_uid: str, job: ClaimedJob, services: Services) -> None:
+    summary = {"analysed_with": series_instance_uid, "sop_instance_uids": {}}
+    with services.database.transaction() as tx:
+        complete_job(tx, job.job_id, job.fence, OTHER_SERIES, summary)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - started
+def _paths(series_instance_uid: str, services: Services, held: ExitStack) -> list[Path]:
+    with services.database.reading() as tx:
+        stored = [row.path for row in instances_of_series(tx, series_instance_uid)]
+    return _local(stored, services, held)
 
 
-def _read(series: SourceSeries, predictor: Predictor, prompt: Prompt) -> _Reading:
-    """The answer about the middle frame, a mask of each, the answer about the frame with most of it."""
-    middle = len(series.frames) // 2
-    first = predictor.predict(Image(series.frames[middle].image), prompt)
-    masks = _masks(series.frames, predictor, prompt, first, middle)
-    areas = [int(mask.sum()) for mask in masks]
-    key = middle if max(areas) == areas[middle] else areas.index(max(areas))
-    answer = first if key == middle else predictor.predict(Image(series.frames[key].image), prompt)
-    return _Reading(series.frames[key], answer, masks)
-
-
-def _masks(
-    frames: Sequence[Frame], predictor: Predictor, prompt: Prompt, first: Prediction, middle: int
-) -> list[NDArray[np.bool_]]:
-    """The mask of each frame, as predict() would give it; only the masks are kept."""
-    masks = [_cleaned(first)] * len(frames)
-    others = [index for index in range(len(frames)) if index != middle]
-    for start in range(0, len(others), FRAMES_AT_ONCE):
-        chunk = others[start : start + FRAMES_AT_ONCE]
-        images = [Image(frames[index].image) for index in chunk]
-        for index, prediction in zip(chunk, predictor.segment(images, prompt, first), strict=True):
-            masks[index] = _cleaned(prediction)
-    return masks
-
-
-def _cleaned(prediction: Prediction) -> NDArray[np.bool_]:
-    is_region = prediction.has_region and int(prediction.mask.sum()) >= MIN_REGION_PX
-    return prediction.mask if is_region else _empty(prediction.mask.shape)
-
-
-def _empty(size: tuple[int, ...]) -> NDArray[np.bool_]:
-    """No region (H, W), at the cost of one byte: most slices of a large stack have none."""
-    return np.broadcast_to(np.False_, size)
-
-
-def _provenance(series: SourceSeries, predictor: Predictor, request: AnalysisRequest) -> Provenance:
-    first = series.datasets[0]
-    return Provenance(
-        study_instance_uid=str(first.StudyInstanceUID),
-        series_instance_uid=str(first.SeriesInstanceUID),
-        input_digests=series.digests,
-        model=ModelIdentity(predictor.name, predictor.version, predictor.digest),
-        query=request.query,
-    )
-
-
-def _findings(series: SourceSeries, reading: _Reading, request: AnalysisRequest) -> Findings:
-    diagnosis = reading.prediction.diagnosis
-    return Findings(
-        target=reading.prediction.target or request.target,
-        body_part=str(reading.key.source.get("BodyPartExamined") or ""),
-        diagnosis=None if diagnosis is None else diagnosis.label,
-        confidence=None if diagnosis is None else diagnosis.confidence,
-        text=reading.prediction.text,
-        reasoning=reading.prediction.reasoning,
-        key=reading.key,
-        region=_region(series, reading) if reading.has_region else None,
-        remarks=_remarks(series, reading),
-    )
-
-
-def _region(series: SourceSeries, reading: _Reading) -> Region:
-    mask = reading.masks[series.frames.index(reading.key)]
-    areas = [int(each.sum()) for each in reading.masks]
-    return Region(mask, measure(mask, reading.key.spacing_mm), volume_ml(series.frames, areas))
-
-
-def _remarks(series: SourceSeries, reading: _Reading) -> tuple[str, ...]:
-    remarks = [f"Left out: {reason}." for reason in series.left_out[:20]]
-    if not reading.has_region:
-        remarks.append("No region was outlined.")
-    elif reading.key.spacing_mm is None:
-        remarks.append("The image is not calibrated: sizes are in pixels.")
-    elif reading.key.spacing_origin == IMAGER_PIXEL_SPACING:
-        remarks.append("Sizes are at the detector plane (Imager Pixel Spacing), larger than in the patient.")
-    if not reading.prediction.is_well_formed:
-        remarks.append("The model's answer is incomplete.")
-    return tuple(remarks)
-
-
-def _segmentation(
-    series: SourceSeries, reading: _Reading, findings: Findings, provenance: Provenance
-) -> Dataset | None:
-    if not reading.has_region:
-        return None
-    request = SegmentationRequest(findings.target, findings.body_part, provenance)
-    return build_segmentation(series, reading.masks, request)
-
-
-def _summary(series: SourceSeries, findings: Findings, provenance: Provenance) -> dict[str, object]:
-    key = findings.key
-    return {
-        "diagnosis": findings.diagnosis,
-        "confidence": None if findings.confidence is None else round(findings.confidence, 4),
-        "text": findings.text,
-        "reasoning": findings.reasoning,
-        "target": findings.target,
-        **_sizes(findings.region),
-        "key_frame": {
-            "index": series.frames.index(key),
-            "sop_instance_uid": str(key.source.SOPInstanceUID),
-            "frame_number": key.frame_number,
-        },
-        "model": provenance.model.name,
-        "model_version": provenance.model.version,
-        "model_digest": provenance.model.digest,
-        "query": provenance.query,
-        "inputs": {"count": len(series.digests), "digests": list(series.digests)},
-        "remarks": list(findings.remarks),
-    }
-
-
-def _sizes(region: Region | None) -> dict[str, object]:
-    if region is None:
-        return {}
-    area_mm2 = region.measures.area_mm2
-    sizes: dict[str, object] = {"area_px": region.measures.area_px}
-    if area_mm2 is not None:
-        sizes = {"area_mm2": round(area_mm2, 2)}
-    if region.volume_ml is not None:
-        sizes["volume_ml"] = round(region.volume_ml, 2)
-    return sizes
+def _local(stored: Sequence[str], services: Services, held: ExitStack) -> list[Path]:
+    try:
+        return [held.enter_context(services.files.local(path)) for path in stored]
+    except (InstanceMissing, StorageUnavailable) as error:
+        raise InputUnreadable(str(error)) from error

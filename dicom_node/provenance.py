@@ -1,5 +1,6 @@
 """7 SEG and SR, what both say alike: whose images, which model, when, and UIDs that a repeat gives again."""
 
+import datetime
 import re
 import uuid
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from dicom_node import codes
+from dicom_node.context import NO_CONTEXT, ResultContext
+from dicom_node.product import MANUFACTURER
 
 RESEARCH_USE: Final = "Research use only. Not a medical device."
-MANUFACTURER: Final = "sim4seg-node"
 NAMESPACE: Final = uuid.UUID("6b1f5f0e-7f0a-5d0c-9e5a-3a54c7a1d9b2")
 RESULTS_VERSION: Final = (
-    "1"  # raise it when the same inputs shall give other objects, so that UIDs change too
+    "2"  # raise it when the same inputs shall give other objects, so that UIDs change too
 )
 UNKNOWN_DATE, UNKNOWN_TIME = "19000101", "000000"
 UTF8: Final = "ISO_IR 192"
@@ -27,7 +29,6 @@ PATIENT_AND_STUDY: Final = (
     "PatientSize",
     "PatientWeight",
     "StudyDescription",
-    "TimezoneOffsetFromUTC",
 )
 DATE_AND_TIME: Final = (
     ("ContentDate", "ContentTime"),
@@ -36,6 +37,7 @@ DATE_AND_TIME: Final = (
     ("StudyDate", "StudyTime"),
 )
 _DATE = re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_TIMEZONE = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 
 
@@ -57,6 +59,7 @@ class Provenance:
     input_digests: tuple[str, ...]  # sha256 of the source data sets, sorted
     model: ModelIdentity
     query: str
+    context: ResultContext = NO_CONTEXT
 
     def uid(self, kind: str) -> str:
         """The UID of one part of the result; the same inputs give the same. Source: PS3.5 B.2."""
@@ -67,6 +70,7 @@ class Provenance:
             *self.input_digests,
             self.model.digest,
             self.query,
+            *self.context.words(),
             kind,
         )
         return UID(f"2.25.{uuid.uuid5(NAMESPACE, '|'.join(words)).int}")
@@ -81,8 +85,13 @@ class Provenance:
             device_serial_number=self.model.digest[:64],
             contribution_description=f"Processing algorithm. {RESEARCH_USE}",
         )
-        item.DeviceUID = UID(f"2.25.{uuid.uuid5(NAMESPACE, self.model.digest).int}")
+        item.DeviceUID = self.device_uid
         return item
+
+    @property
+    def device_uid(self) -> UID:
+        """The model package as a device: the same files are the same device."""
+        return UID(f"2.25.{uuid.uuid5(NAMESPACE, self.model.digest).int}")
 
 
 def patient_and_study(source: Dataset) -> Dataset:
@@ -114,21 +123,48 @@ def valid_time(value: object) -> str:
     return text if _TIME.fullmatch(text) else ""
 
 
-def latest_date_and_time(sources: Sequence[Dataset]) -> tuple[str, str]:
-    """When the newest image was made: our objects carry it too, since now() would differ in a repeat."""
-    found: list[tuple[str, str]] = []
+@dataclass(frozen=True, order=True)
+class Stamp:
+    """A date and time, and how far it is from UTC."""
+
+    date: str = UNKNOWN_DATE
+    time: str = UNKNOWN_TIME
+    timezone: str = "+0000"
+
+
+def latest_stamp(sources: Sequence[Dataset]) -> Stamp:
+    """When the newest image was made: our objects carry it too, since now() would differ in a repeat.
+
+    Where the images name no time zone, their times are in that of this machine. Source: PS3.3 C.12.1.1.8.
+    """
+    found: list[Stamp] = []
     for source in sources:
         for date_keyword, time_keyword in DATE_AND_TIME:
             date = valid_date(source.get(date_keyword))
             if date:
-                found.append((date, valid_time(source.get(time_keyword)) or UNKNOWN_TIME))
+                time = valid_time(source.get(time_keyword)) or UNKNOWN_TIME
+                found.append(Stamp(date, time, _timezone(source, date, time)))
                 break
-    return max(found, default=(UNKNOWN_DATE, UNKNOWN_TIME))
+    return max(found, default=Stamp())
 
 
-def stamp(dataset: Dataset, provenance: Provenance, date_and_time: tuple[str, str]) -> None:
-    """Replace what highdicom took from the clock and from chance."""
-    date, time = date_and_time
+def _timezone(source: Dataset, date: str, time: str) -> str:
+    given = str(source.get("TimezoneOffsetFromUTC") or "").strip()
+    if _TIMEZONE.fullmatch(given):
+        return given
+    padded = time[:6].ljust(6, "0")
+    try:
+        here = datetime.datetime.strptime(date + padded, "%Y%m%d%H%M%S").astimezone()
+    except ValueError:  # 30 February, or a second that was leapt
+        return Stamp.timezone
+    return here.strftime("%z")[:5]
+
+
+def stamp(dataset: Dataset, provenance: Provenance, when: Stamp) -> None:
+    """Replace what highdicom took from the clock and from chance; say which device made the object."""
+    date, time = when.date, when.time
+    dataset.TimezoneOffsetFromUTC = when.timezone
+    dataset.DeviceUID = provenance.device_uid
     for keyword in ("InstanceCreationDate", "ContentDate", "SeriesDate"):
         setattr(dataset, keyword, date)
     for keyword in ("InstanceCreationTime", "ContentTime", "SeriesTime"):
@@ -136,4 +172,4 @@ def stamp(dataset: Dataset, provenance: Provenance, date_and_time: tuple[str, st
     for item in dataset.ContributingEquipmentSequence:
         if "ContributionDateTime" in item:
             del item.ContributionDateTime
-    dataset.InstanceCreatorUID = UID(f"2.25.{uuid.uuid5(NAMESPACE, provenance.model.digest).int}")
+    dataset.InstanceCreatorUID = provenance.device_uid

@@ -3,8 +3,16 @@
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_FILE_BYTES = 64 * 1024
+
+
+class Problem(NamedTuple):
+    """Why the node cannot work: a word for machines, a sentence for people."""
+
+    reason: str
+    sentence: str
 
 
 def report(home: Path, process: str, problem: str | None) -> None:
@@ -19,7 +27,7 @@ def report(home: Path, process: str, problem: str | None) -> None:
     draft.replace(path)
 
 
-def problems(home: Path) -> list[str]:
+def problems(home: Path) -> list[Problem]:
     """Every problem that a process of this home has reported and not taken back."""
     found = []
     for path in sorted((home / "run").glob("readiness-*.json")):
@@ -27,8 +35,14 @@ def problems(home: Path) -> list[str]:
             text = path.read_text(encoding="utf-8")[:MAX_FILE_BYTES]
         except FileNotFoundError:  # taken back between the look and the reading
             continue
-        found.append(json.loads(text)["problem"])
+        told = json.loads(text)
+        found.append(Problem(told["process"], told["problem"]))
     return found
+
+
+def is_reported(home: Path, process: str) -> bool:
+    """Whether `process` has a problem that it has not taken back; cheap enough to ask all the time."""
+    return _path(home, process).exists()
 
 
 def _path(home: Path, process: str) -> Path:

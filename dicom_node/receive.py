@@ -10,28 +10,28 @@ Order: file (fsync, rename, fsync of the folder), then one transaction with its 
 
 import logging
 import re
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from itertools import chain
-from pathlib import Path
-from typing import BinaryIO, Final
+from types import TracebackType
+from typing import BinaryIO, Final, Self
 
 import pydicom.config
 from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from dicom_node.committer import Committer
 from dicom_node.errors import (
     ConflictingInstance,
     IllegalUid,
     IndexUnavailable,
     InstanceTooLarge,
+    NodeError,
     StorageExhausted,
     StudyMismatch,
     TransferSyntaxNotSupported,
@@ -43,11 +43,14 @@ from dicom_node.header import (
     META_START,
     MIB,
     PREAMBLE_BYTES,
-    Header,
     HeaderLimits,
-    read_header,
+    HeaderPlan,
+    ReceivedHeader,
+    check_received,
     split_meta,
 )
+from dicom_node.notes import IdentityRules
+from dicom_node.pressure import Pressure
 from storage.database import Database, Transaction
 from storage.errors import (
     InstanceConflict,
@@ -57,30 +60,30 @@ from storage.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from storage.files import FileStore
 from storage.index import IndexResult, InstanceRecord, Origin, index_instance, record_from_dataset
-from storage.part10 import IncomingFile, StoredFile, new_incoming
+from storage.part10 import IncomingFile, StoredFile
+from storage.plain import INDEXED, PlainElements, read_plain
+from storage.records import VALUE_ERRORS
+from storage.versions import claim_result
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.34107661253244976324241773065309963787"
 IMPLEMENTATION_VERSION_NAME: Final = "SIM4SEG_NODE"  # without our version: content must not change with it
 UID_FORM: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 MAX_UID_CHARACTERS: Final = 64  # Source: PS3.5 9.1
+PREAMBLE: Final = bytes(PREAMBLE_BYTES) + b"DICM"
 WRITE_BYTES: Final = MIB
+BEGINNING_BYTES: Final = 64 * 1024  # kept in memory: nearly every header ends before
 STANDARD_SYNTAXES: Final = "1.2.840.10008.1.2."  # those newer than pydicom's table are kept as well
-# What pydicom raises over values that do not fit their VR.
-VALUE_ERRORS: Final = (
-    ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, NotImplementedError,
-    OverflowError, EOFError, struct.error,
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReceiveLimits:
-    """How much one instance may take, and how much disk must stay free."""
+    """How much one instance may take."""
 
     max_instance_bytes: int = 2048 * MIB
-    min_free_bytes: int = 512 * MIB
     header: HeaderLimits = field(default_factory=HeaderLimits)
 
 
@@ -104,14 +107,142 @@ class Received:
     result: IndexResult
 
 
+@dataclass(frozen=True)
+class Announced:
+    """What is known of an instance before its first byte: UIDs, encoding, origin, and what must agree."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    origin: Origin
+    expected: ExpectedUids = field(default_factory=ExpectedUids)
+    is_own_result: bool = False
+
+
+class Intake:
+    """One instance while its bytes come in; gone at the end of the `with` unless received."""
+
+    def __init__(self, receiver: "Receiver", announced: Announced) -> None:
+        meta = encode_meta(announced)
+        self._receiver = receiver
+        self._announced = announced
+        self._start = len(meta)
+        self._beginning = bytearray(meta)
+        self._incoming = receiver.open_incoming(may_use_reserve=announced.is_own_result)
+        self.write(meta)
+        del self._beginning[self._start :]
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes of the data set.
+
+        Raises
+        ------
+        InstanceTooLarge
+            When there are more of them than the node takes.
+        NodeUnable
+            If the disk cannot take them.
+        """
+        incoming, beginning = self._incoming, self._beginning
+        try:
+            incoming.write(data)
+        except StorageError as error:
+            raise _told(error) from error
+        if len(beginning) < BEGINNING_BYTES:
+            beginning += data[: BEGINNING_BYTES - len(beginning)]
+        if incoming.size_bytes > self._receiver.limits.max_instance_bytes:
+            limit = self._receiver.limits.max_instance_bytes
+            raise InstanceTooLarge(f"the instance exceeds {limit} bytes")
+
+    def check(self) -> InstanceRecord:
+        """Walk what came, compare its UIDs and make it durable; returns what the index will hold.
+
+        Raises
+        ------
+        InstanceRefused, NodeUnable
+            As `Receiver.receive_part10`.
+        """
+        announced, incoming = self._announced, self._incoming
+        plan = HeaderPlan(self._start, announced.transfer_syntax_uid, self._receiver.limits.header, INDEXED)
+        with _translated_errors():
+            header = check_received(self._beginning, incoming.size_bytes, incoming.reader, plan)
+            elements = _elements_of(header, announced)
+            _check_uids(elements, announced)
+            stored = self._receiver.seal(incoming)
+            try:
+                record = record_from_dataset(elements, stored, announced.origin, announced.is_own_result)
+            except VALUE_ERRORS as error:
+                raise Unparseable(f"a value cannot be read ({type(error).__name__})") from error
+            return self._receiver.identity.completed(record, incoming.reader)
+
+    def finish(self) -> Received:
+        """Have the instance durable and indexed; raises as `check`, and ConflictingInstance."""
+        record = self.check()
+        with _translated_errors():
+            result = self._receiver.commit(self._incoming, record)
+        logger.debug(
+            "received",
+            extra={
+                "sop_instance_uid": record.sop_instance_uid,
+                "origin": record.origin.kind,
+                "result": str(result),
+            },
+        )
+        if result is IndexResult.CONFLICT:
+            raise ConflictingInstance("this SOP Instance UID was received before with other content")
+        if result is IndexResult.OTHER_PATIENT:
+            raise ConflictingInstance("its study belongs to another patient here; it is kept apart")
+        return Received(
+            record.sop_class_uid,
+            record.sop_instance_uid,
+            record.study_instance_uid,
+            record.series_instance_uid,
+            result,
+        )
+
+    def keep(self) -> None:
+        """Have the file durable under its name; its row is the caller's."""
+        with _translated_errors():
+            self._incoming.keep()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._incoming.discard()
+
+
 class Receiver:
     """Takes instances in; may be shared by threads."""
 
-    def __init__(self, database: Database, files_root: Path, limits: ReceiveLimits) -> None:
-        self._database = database
-        self._files_root = files_root
-        self._limits = limits
+    def __init__(
+        self,
+        database: Database,
+        files: FileStore,
+        limits: ReceiveLimits,
+        pressure: Pressure,
+        *,
+        identity: IdentityRules = IdentityRules(),  # noqa: B008 - frozen
+    ) -> None:
+        self.limits = limits
+        self.identity = identity
+        self.pressure = pressure
+        self._files = files
+        self._committer = Committer(database, files)
         silence_pydicom()
+
+    def begin(self, announced: Announced) -> Intake:
+        """Begin to take an instance whose data set comes in pieces; use it in a `with`.
+
+        Raises
+        ------
+        InstanceRefused
+            If a UID is illegal or the transfer syntax is none of the standard's.
+        NodeUnable
+            If the disk cannot take anything now.
+        """
+        return Intake(self, announced)
 
     def receive_part10(
         self, chunks: Iterable[bytes], origin: Origin, expected: ExpectedUids | None = None
@@ -125,13 +256,8 @@ class Receiver:
         NodeUnable
             If the disk or the database cannot take it now.
         """
-        received_meta, rest = _split_stream(chunks)
-        meta = _own_meta(
-            received_meta.get("MediaStorageSOPClassUID"),
-            received_meta.get("MediaStorageSOPInstanceUID"),
-            received_meta.get("TransferSyntaxUID"),
-        )
-        return self._receive(rest, meta, origin, expected)
+        meta, rest = _split_stream(chunks)
+        return self._receive(rest, _announced(meta, origin, expected))
 
     def receive_data_set(
         self,
@@ -147,86 +273,60 @@ class Receiver:
         InstanceRefused, NodeUnable
             As `receive_part10`.
         """
-        own = _own_meta(
-            meta.get("MediaStorageSOPClassUID"),
-            meta.get("MediaStorageSOPInstanceUID"),
-            meta.get("TransferSyntaxUID"),
-        )
         stream = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        return self._receive(iter(lambda: stream.read(WRITE_BYTES), b""), own, origin, expected)
+        chunks = iter(lambda: stream.read(WRITE_BYTES), b"")
+        return self._receive(chunks, _announced(meta, origin, expected))
 
     def receive_own_results(self, tx: Transaction, datasets: Sequence[Dataset], job_id: str) -> list[str]:
         """Write our own results and index them in the caller's transaction; returns their SOP UIDs."""
         origin = Origin("OWN RESULT", job_id)
         return [self._receive_own(tx, dataset, origin) for dataset in datasets]
 
+    def open_incoming(self, *, may_use_reserve: bool) -> IncomingFile:
+        """Begin a file, if the disk has room beside its reserve, or it is one of those it is kept for."""
+        if (problem := self.pressure.hard_problem(may_use_reserve=may_use_reserve)) is not None:
+            raise StorageExhausted(problem)
+        with _translated_errors(), self._watching_fsync():
+            return self._files.new_incoming()
+
+    def seal(self, incoming: IncomingFile) -> StoredFile:
+        """Make its bytes durable; for `Intake`."""
+        with self._watching_fsync():
+            return incoming.seal()
+
+    def commit(self, incoming: IncomingFile, record: InstanceRecord) -> IndexResult:
+        """Make its name durable and enter it into the index; for `Intake`."""
+        with self._watching_fsync():
+            return self._committer.commit(incoming, record)
+
+    def _receive(self, chunks: Iterable[bytes], announced: Announced) -> Received:
+        with self.begin(announced) as intake:
+            for chunk in chunks:
+                intake.write(chunk)
+            return intake.finish()
+
     def _receive_own(self, tx: Transaction, dataset: Dataset, origin: Origin) -> str:
-        meta = _own_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, _syntax_of(dataset))
-        chunks = iter([_encode(dataset, meta)])
-        _stored, record = self._write(chunks, meta, origin, ExpectedUids(), is_own_result=True)
-        if index_instance(tx, record) is IndexResult.CONFLICT:
+        uids = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(_syntax_of(dataset)))
+        announced = Announced(*uids, origin, is_own_result=True)
+        with self._watching_fsync(), self.begin(announced) as intake:
+            intake.write(_encode(dataset, UID(announced.transfer_syntax_uid)))
+            record = intake.check()
+            intake.keep()
+        indexed = index_instance(tx, record)
+        if indexed is IndexResult.CONFLICT:
             raise ConflictingInstance(f"result {record.sop_instance_uid} exists with other content")
+        if indexed is IndexResult.DUPLICATE:
+            claim_result(tx, record.sop_instance_uid, origin.detail)
         logger.info("stored own result", extra={"sop_instance_uid": record.sop_instance_uid})
         return record.sop_instance_uid
 
-    def _receive(
-        self, chunks: Iterator[bytes], meta: FileMetaDataset, origin: Origin, expected: ExpectedUids | None
-    ) -> Received:
-        _stored, record = self._write(chunks, meta, origin, expected or ExpectedUids())
-        result = self._index(record)
-        logger.info(
-            "received",
-            extra={"sop_instance_uid": record.sop_instance_uid, "origin": origin.kind, "result": str(result)},
-        )
-        if result is IndexResult.CONFLICT:
-            raise ConflictingInstance("this SOP Instance UID was received before with other content")
-        return Received(
-            record.sop_class_uid,
-            record.sop_instance_uid,
-            record.study_instance_uid,
-            record.series_instance_uid,
-            result,
-        )
-
-    def _write(
-        self,
-        chunks: Iterator[bytes],
-        meta: FileMetaDataset,
-        origin: Origin,
-        expected: ExpectedUids,
-        *,
-        is_own_result: bool = False,
-    ) -> tuple[StoredFile, InstanceRecord]:
-        """Write, check and keep one file; only then is there something to index."""
-        with _translated_errors(), new_incoming(self._files_root) as incoming:
-            self._require_free_disk()
-            self._copy(chain([_encode_meta(meta)], chunks), incoming)
-            with incoming.reader() as file:
-                header = read_header(file, self._limits.header)
-            _check_uids(header, expected)
-            stored = incoming.keep()
-        header.elements.file_meta = header.meta
+    @contextmanager
+    def _watching_fsync(self) -> Iterator[None]:
         try:
-            return stored, record_from_dataset(header.elements, stored, origin, is_own_result)
-        except VALUE_ERRORS as error:
-            raise Unparseable(f"a value cannot be read ({type(error).__name__})") from error
-
-    def _copy(self, chunks: Iterable[bytes], incoming: IncomingFile) -> None:
-        total = 0
-        for chunk in chunks:
-            total += len(chunk)
-            if total > self._limits.max_instance_bytes:
-                raise InstanceTooLarge(f"the instance exceeds {self._limits.max_instance_bytes} bytes")
-            incoming.write(chunk)
-
-    def _require_free_disk(self) -> None:
-        free = shutil.disk_usage(self._files_root).free
-        if free < self._limits.min_free_bytes:
-            raise StorageExhausted(f"{free // MIB} MiB are free; the reserve is kept")
-
-    def _index(self, record: InstanceRecord) -> IndexResult:
-        with _translated_errors(), self._database.transaction() as tx:
-            return index_instance(tx, record)
+            yield
+        except NotDurable:
+            self.pressure.fsync_failed()
+            raise
 
 
 def silence_pydicom() -> None:
@@ -245,36 +345,57 @@ def _split_stream(chunks: Iterable[bytes]) -> tuple[FileMetaDataset, Iterator[by
     return meta, chain([head[end:]], iterator)
 
 
-def _own_meta(sop_class: object, sop_instance: object, transfer_syntax: object) -> FileMetaDataset:
-    """Build the File Meta Information that we write for this data set, whoever sent it.
-
-    Source: PS3.10 7.1.
-    """
+def _announced(meta: FileMetaDataset, origin: Origin, expected: ExpectedUids | None) -> Announced:
+    sop_class, sop_instance = (
+        meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")
+    )  # fmt: skip
     if not sop_class or not sop_instance:
         raise UidMismatch("the file meta information lacks Media Storage SOP Class or SOP Instance UID")
-    if not transfer_syntax:
+    if not (syntax := meta.get("TransferSyntaxUID")):
         raise Unparseable("the file meta information lacks the Transfer Syntax UID")
-    syntax = UID(str(transfer_syntax))
-    if not f"{syntax}.".startswith(STANDARD_SYNTAXES):
+    return Announced(str(sop_class), str(sop_instance), str(syntax), origin, expected or ExpectedUids())
+
+
+def encode_meta(announced: Announced) -> bytes:
+    """Write preamble and File Meta Information, always the same for the same data set, whoever sent it.
+
+    Raises
+    ------
+    IllegalUid, TransferSyntaxNotSupported
+        If what was announced cannot stand in a file. Source: PS3.10 7.1, Table 7.1-1.
+    """
+    before, after = _meta_around(announced.sop_class_uid, announced.transfer_syntax_uid)
+    instance = _short_element(0x03, b"UI", checked_uid(announced.sop_instance_uid, "SOP Instance UID"))
+    length = len(before) + len(instance) + len(after)
+    head = struct.pack("<HH2sHI", 0x0002, 0x0000, b"UL", 4, length)
+    return b"".join((PREAMBLE, head, before, instance, after))
+
+
+@lru_cache(maxsize=1024)
+def _meta_around(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[bytes, bytes]:
+    """What stands before and after the SOP Instance UID."""
+    if not f"{transfer_syntax_uid}.".startswith(STANDARD_SYNTAXES):
         raise TransferSyntaxNotSupported("the transfer syntax is not one of the standard's")
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = checked_uid(sop_class, "SOP Class UID")
-    meta.MediaStorageSOPInstanceUID = checked_uid(sop_instance, "SOP Instance UID")
-    meta.TransferSyntaxUID = syntax
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    return meta
+    version = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
+    before = version + _short_element(0x02, b"UI", checked_uid(sop_class_uid, "SOP Class UID"))
+    after = (
+        _short_element(0x10, b"UI", checked_uid(transfer_syntax_uid, "Transfer Syntax UID")),
+        _short_element(0x12, b"UI", IMPLEMENTATION_CLASS_UID),
+        _short_element(0x13, b"SH", IMPLEMENTATION_VERSION_NAME),
+    )
+    return before, b"".join(after)
 
 
-def _encode_meta(meta: FileMetaDataset) -> bytes:
-    buffer = DicomBytesIO(bytes(PREAMBLE_BYTES) + b"DICM")
-    buffer.seek(META_START)
-    write_file_meta_info(buffer, meta)
-    return buffer.getvalue()
+def _short_element(element: int, vr: bytes, text: str) -> bytes:
+    """An element of group 0002, explicit VR little endian, padded to even length (PS3.5 6.2)."""
+    value = text.encode("ascii")
+    if len(value) % 2:
+        value += b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", 0x0002, element, vr, len(value)) + value
 
 
-def checked_uid(value: object, name: str) -> UID:
-    """Return `value` as a UID.
+def checked_uid(value: object, name: str) -> str:
+    """Return `value`, which is a UID.
 
     Raises
     ------
@@ -284,35 +405,49 @@ def checked_uid(value: object, name: str) -> UID:
     text = str(value)
     if len(text) > MAX_UID_CHARACTERS or UID_FORM.fullmatch(text) is None:
         raise IllegalUid(f"the {name} is not a valid UID")
-    return UID(text)
+    return text
 
 
-def _check_uids(header: Header, expected: ExpectedUids) -> None:
-    """Compare the data set's UIDs with the meta information and with what was announced."""
-    found = {keyword: _uid_of(header.elements, keyword) for keyword in (
+def _elements_of(header: ReceivedHeader, announced: Announced) -> Dataset | PlainElements:
+    """What the index asks for: read here when that is plain, by pydicom otherwise."""
+    if announced.transfer_syntax_uid != ExplicitVRBigEndian:
+        plain = read_plain(header.values, {"TransferSyntaxUID": announced.transfer_syntax_uid})
+        if plain is not None:
+            return plain
+    elements = header.parse()
+    elements.file_meta = FileMetaDataset()
+    elements.file_meta.TransferSyntaxUID = UID(announced.transfer_syntax_uid)
+    return elements
+
+
+def _check_uids(elements: Dataset | PlainElements, announced: Announced) -> None:
+    """Compare the data set's UIDs with the meta information and with what was announced beside it."""
+    found = {keyword: _uid_of(elements, keyword) for keyword in (
         "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
     )}  # fmt: skip
-    announced = (
-        ("SOPClassUID", str(header.meta.MediaStorageSOPClassUID)),
-        ("SOPInstanceUID", str(header.meta.MediaStorageSOPInstanceUID)),
+    expected = announced.expected
+    pairs = (
+        ("SOPClassUID", announced.sop_class_uid),
+        ("SOPInstanceUID", announced.sop_instance_uid),
         ("SOPClassUID", expected.sop_class_uid),
         ("SOPInstanceUID", expected.sop_instance_uid),
     )
-    for keyword, uid in announced:
+    for keyword, uid in pairs:
         if uid is not None and uid != found[keyword]:
             raise UidMismatch(f"the {keyword} of the data set differs from the one announced")
     if expected.study_instance_uid not in (None, found["StudyInstanceUID"]):
         raise StudyMismatch("the instance belongs to another study than the request names")
 
 
-def _uid_of(elements: Dataset, keyword: str) -> str:
+def _uid_of(elements: Dataset | PlainElements, keyword: str) -> str:
     try:
         value = elements.get(keyword)
     except VALUE_ERRORS as error:
         raise IllegalUid(f"the {keyword} cannot be read") from error
-    if not value:
+    text = str(value).rstrip("\0 ") if value else ""  # padding, PS3.5 9.1
+    if not text:
         raise UidMismatch(f"the data set has no {keyword}")
-    return str(checked_uid(value, keyword))
+    return checked_uid(text, keyword)
 
 
 def _syntax_of(dataset: Dataset) -> UID:
@@ -320,10 +455,9 @@ def _syntax_of(dataset: Dataset) -> UID:
     return UID(meta.TransferSyntaxUID) if meta is not None else ExplicitVRLittleEndian
 
 
-def _encode(dataset: Dataset, meta: FileMetaDataset) -> bytes:
-    """Encode `dataset` without meta information, in the transfer syntax of `meta`."""
+def _encode(dataset: Dataset, syntax: UID) -> bytes:
+    """Encode `dataset` without meta information."""
     buffer = BytesIO()
-    syntax = UID(meta.TransferSyntaxUID)
     dcmwrite(
         buffer,
         _without_meta(dataset),
@@ -342,18 +476,22 @@ def _without_meta(dataset: Dataset) -> Dataset:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Say what storage says in the words that peers are answered with."""
     try:
         yield
-    except StorageFull as error:
-        raise StorageExhausted("the disk, quota or database is full") from error
-    except NotDurable as error:
-        raise StorageExhausted("the disk did not confirm the file") from error
-    except StorageUnavailable as error:
-        raise IndexUnavailable("the disk or the database cannot be used now") from error
-    except InstanceUnidentified as error:
-        raise UidMismatch(str(error)) from error
-    except InstanceConflict as error:
-        raise ConflictingInstance(error.reason) from error
     except StorageError as error:
-        raise IndexUnavailable("the database refused the instance") from error
+        raise _told(error) from error
+
+
+def _told(error: StorageError) -> NodeError:
+    """Say what storage says in the words that peers are answered with."""
+    if isinstance(error, StorageFull):
+        return StorageExhausted("the disk, quota or database is full")
+    if isinstance(error, NotDurable):
+        return StorageExhausted("the disk did not confirm the file")
+    if isinstance(error, StorageUnavailable):
+        return IndexUnavailable("the disk or the database cannot be used now")
+    if isinstance(error, InstanceUnidentified):
+        return UidMismatch(str(error))
+    if isinstance(error, InstanceConflict):
+        return ConflictingInstance(error.reason)
+    return IndexUnavailable("the database refused the instance")

@@ -62,10 +62,16 @@ def volume_ml(frames: Sequence[Frame], areas_px: Sequence[int]) -> float | None:
     gaps = np.diff(places)
     if (gaps < SAME_PLACE_MM).any():
         return None
-    around = np.concatenate([gaps[:1], gaps, gaps[-1:]])
-    thickness = (around[:-1] + around[1:]) / 2.0
+    thickness = disc_thickness_mm(places)
     pixel = [float(f.spacing_mm[0]) * float(f.spacing_mm[1]) for f in frames if f.spacing_mm]
     return float((np.array(areas_px) * np.array(pixel) * thickness).sum() / 1000.0)
+
+
+def disc_thickness_mm(places_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each of the ascending places (N,) stands for: half the way to its neighbours, N >= 2."""
+    gaps = np.diff(places_mm)
+    around = np.concatenate([gaps[:1], gaps, gaps[-1:]])
+    return np.asarray((around[:-1] + around[1:]) / 2.0)
 
 
 def _edge_loops(mask: Mask) -> list[Points]:

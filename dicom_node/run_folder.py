@@ -9,17 +9,29 @@ from typing import Final
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node.frames import UNDECODABLE, FrameLimits, NotSuitable, load_series
+from dicom_node.analysis import Result, analyse
+from dicom_node.errors import InputUnreadable
+from dicom_node.frames import (
+    UNDECODABLE,
+    Decode,
+    FrameLimits,
+    NotSuitable,
+    display_frames,
+    join_series,
+    load_series,
+)
+from dicom_node.heart_series import read_headers, stack_with
 from dicom_node.picture import save_key_picture
-from dicom_node.pipeline import NOT_SUITABLE, AnalysisRequest, Result, analyse
-from dicom_node.provenance import MANUFACTURER
+from dicom_node.pipeline import NOT_SUITABLE, OTHER_SERIES
+from dicom_node.product import is_own_result
+from dicom_node.reading import VENTRICLE, AnalysisRequest
 from dicom_node.routing import Route, SeriesAttributes, choose_route
 from inference.contract import Predictor
 from inference.errors import InputRejected
+from storage.jobs import FAILED
 
 NO_RULE: Final = "NO RULE"
 UNREADABLE: Final = "UNREADABLE"
-RESULT_MODALITIES: Final = frozenset({"SEG", "SR"})
 MAX_FILES: Final = 200_000
 HEADER_TAGS: Final = [
     "SOPClassUID",
@@ -43,6 +55,7 @@ class RunOptions:
     model: str | None = None
     query: str | None = None
     limits: FrameLimits = field(default_factory=FrameLimits)
+    decode: Decode = display_frames
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,15 @@ def run_paths(paths: Sequence[Path], out_dir: Path, options: RunOptions) -> list
     """
     found, summaries = _collect(paths)
     out_dir.mkdir(parents=True, exist_ok=True)
+    choices = {series.series_instance_uid: _choose(series, options) for series in found}
     for number, series in enumerate(found, start=1):
-        summary = _run_one(series, out_dir / f"{number:03d}", options)
+        stem = out_dir / f"{number:03d}"
+        choice = choices[series.series_instance_uid]
+        if isinstance(choice, str):
+            summary: dict[str, object] = {"outcome": NO_RULE, "reason": choice}
+        else:
+            alike = [each for each in found if choices[each.series_instance_uid] == choice]
+            summary = _run_one(_stack(series, choice, alike), series, choice, stem=stem, options=options)
         uids = {
             "study_instance_uid": series.study_instance_uid,
             "series_instance_uid": series.series_instance_uid,
@@ -78,15 +98,31 @@ def run_paths(paths: Sequence[Path], out_dir: Path, options: RunOptions) -> list
     return summaries
 
 
-def _run_one(series: _Series, stem: Path, options: RunOptions) -> dict[str, object]:
-    choice = _choose(series, options)
-    if isinstance(choice, str):
-        return {"outcome": NO_RULE, "reason": choice}
+def _stack(series: _Series, choice: _Choice, alike: Sequence[_Series]) -> list[_Series]:
+    """The series of the study that are slices of one heart with this one, lowest first; else itself."""
+    mates = {
+        each.series_instance_uid: each
+        for each in alike
+        if each.study_instance_uid == series.study_instance_uid
+    }
+    if choice.request.target != VENTRICLE or len(mates) < 2:
+        return [series]
+    headers = {uid: read_headers(mate.paths) for uid, mate in mates.items()}
+    return [mates[uid] for uid in stack_with(series.series_instance_uid, headers)]
+
+
+def _run_one(
+    stack: Sequence[_Series], series: _Series, choice: _Choice, *, stem: Path, options: RunOptions
+) -> dict[str, object]:
+    if stack[0] is not series:
+        return {"outcome": OTHER_SERIES, "analysed_with": stack[0].series_instance_uid}
     try:
-        loaded = load_series(series.paths, options.limits)
+        loaded = join_series([load_series(each.paths, options.limits, options.decode) for each in stack])
         result = analyse(loaded, options.open_predictor(choice.model), choice.request)
     except (NotSuitable, InputRejected) as error:
         return {"outcome": NOT_SUITABLE, "reason": str(error)}
+    except InputUnreadable as error:
+        return {"outcome": FAILED, "reason": str(error)}
     return {"outcome": result.outcome, **result.summary, "files": _write(result, stem)}
 
 
@@ -110,6 +146,7 @@ def _write(result: Result, stem: Path) -> dict[str, str]:
     files: dict[str, str] = {}
     for dataset in result.datasets:
         kind = str(dataset.Modality).lower()
+        kind += "" if kind not in files else f"-{sum(each.startswith(kind) for each in files) + 1}"
         path = stem.with_name(f"{stem.name}-{kind}.dcm")
         dataset.save_as(path, enforce_file_format=True)
         files[kind] = str(path)
@@ -167,6 +204,6 @@ def _series(key: tuple[str, str], members: list[tuple[Path, Dataset]]) -> _Serie
         sop_classes=frozenset(str(header.get("SOPClassUID", "")) for _, header in members),
         descriptions=(str(first.get("SeriesDescription") or ""), str(first.get("StudyDescription") or "")),
         calling_ae="",
-        is_own_result=modality in RESULT_MODALITIES and first.get("Manufacturer") == MANUFACTURER,
+        is_own_result=is_own_result(modality, str(first.get("Manufacturer") or "")),
     )
     return _Series(*key, attributes, tuple(path for path, _ in members))

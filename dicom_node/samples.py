@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from dicom_node import samples_cardiac, samples_radiograph, samples_ultrasound
 from dicom_node.make_dicom import Patient, SeriesDetails, build_series
 
+SLICE_THICKNESS_MM: Final = 8.0  # the rest of the spacing is a gap
 COMMENTS: Final = "SYNTHETIC IMAGE drawn by sim4seg-node; shows no person. Research use only."
 WHEN: Final = datetime.datetime(2026, 1, 2, 9, 0, 0)  # noqa: DTZ001 - DICOM's local time
 SHORT_AXIS: Final = (
@@ -74,17 +75,22 @@ def breast_ultrasound() -> Sample:
     return _sample("breast-ultrasound", details, "breast lesion", ([image], [mask]))
 
 
-def cardiac_stack() -> Sample:
-    """A short-axis stack of the heart, base to apex, with its oblique planes."""
-    images, masks = samples_cardiac.make_cardiac_stack()
-    details = _details("MR", "HEART", "cardiac MR, short axis", samples_cardiac.SPACING_MM)
-    sample = _sample("cardiac-mr", details, "left ventricular cavity", (images, masks))
+def cardiac_cine() -> Sample:
+    """A short-axis stack over phases, base to apex, in oblique planes: a wide heart that beats weakly."""
+    images, masks = samples_cardiac.make_cardiac_cine()
+    details = _details("MR", "HEART", "cardiac MR, short axis cine", samples_cardiac.SPACING_MM)
+    drawn = ([image for beat in images for image in beat], [mask for beat in masks for mask in beat])
+    sample = _sample("cardiac-mr", details, "left ventricular cavity", drawn)
     normal = np.cross(SHORT_AXIS[:3], SHORT_AXIS[3:])
-    for number, dataset in enumerate(sample.datasets):
+    times = samples_cardiac.TRIGGER_TIMES_MS
+    for index, dataset in enumerate(sample.datasets):
+        number, phase = divmod(index, len(times))
         place = np.array([-120.0, -90.0, 160.0]) + normal * samples_cardiac.SLICE_SPACING_MM * number
         dataset.ImageOrientationPatient = list(SHORT_AXIS)
         dataset.ImagePositionPatient = [round(float(value), 4) for value in place]
-        dataset.SliceThickness = samples_cardiac.SLICE_SPACING_MM
+        dataset.SliceThickness = SLICE_THICKNESS_MM
+        dataset.SpacingBetweenSlices = samples_cardiac.SLICE_SPACING_MM
+        dataset.ScanOptions, dataset.TriggerTime = "CG", times[phase]  # cardiac gating
     return sample
 
 
@@ -97,7 +103,7 @@ def leg_radiograph() -> Sample:
 
 SAMPLES: Final[dict[str, Callable[[], Sample]]] = {
     "breast-ultrasound": breast_ultrasound,
-    "cardiac-mr": cardiac_stack,
+    "cardiac-mr": cardiac_cine,
     "leg-radiograph": leg_radiograph,
 }
 

@@ -1,6 +1,6 @@
-"""A synthetic short-axis cardiac MR stack: blood pools, myocardium, lungs, liver and chest wall (SSFP)."""
+"""A synthetic short-axis cardiac MR cine (SSFP): a wide heart that beats weakly, and what surrounds it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,11 @@ from dicom_node.samples_noise import Field, ellipse, random_curve, random_field,
 
 SIZE = (256, 256)
 SPACING_MM = (1.4, 1.4)
-SLICE_SPACING_MM = 8.0
-SLICES = 9
+SLICE_SPACING_MM = 10.0
+SLICES = 6
+LAST_DEPTH = 0.66  # of the last slice: 0 is the base, 1 the apex
+TRIGGER_TIMES_MS = (0.0, 160.0, 320.0)  # of the phases: the filled heart, half way, end of systole
+CONTRACTION = (1.0, 0.92, 0.84)  # of the cavity's radius in each phase: a wide heart that beats weakly
 HEART = (122.0, 150.0)  # centre of the left ventricle, row and column
 FIELD_OF_VIEW_PX = 116.0
 BLOOD, MUSCLE, FAT, LIVER, LUNG = 0.60, 0.20, 0.85, 0.27, 0.035
@@ -26,20 +29,27 @@ class _Scene:
     wobble: Field  # smooth noise in pixels, so that no border is a perfect ellipse
 
 
-def make_cardiac_stack(seed: int = 11) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_]]]:
-    """Grey levels (H, W) of each slice, base to apex, and the true masks of the left ventricular cavity."""
+def make_cardiac_cine(
+    seed: int = 11,
+) -> tuple[list[list[NDArray[np.uint8]]], list[list[NDArray[np.bool_]]]]:
+    """Grey levels (H, W) by slice (base first) and phase, and the true masks of the left cavity."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]].astype(float)
     scene = _Scene(rng, rows, columns, 1.6 * random_field(rng, SIZE, 16, 16))
-    chest = _chest(scene)
-    shading = _coil_shading(scene)
+    chest, shading = _chest(scene), _coil_shading(scene)
     view = soft(ellipse(rows, columns, (128.0, 126.0), (FIELD_OF_VIEW_PX, FIELD_OF_VIEW_PX)), 0.8)
-    slices, masks = [], []
+    images: list[list[NDArray[np.uint8]]] = []
+    masks: list[list[NDArray[np.bool_]]] = []
     for number in range(SLICES):
-        signal, cavity = _slice(scene, chest, number / (SLICES - 1))
-        slices.append(_acquire(scene, signal * shading, view))
-        masks.append(cavity)
-    return slices, masks
+        depth = LAST_DEPTH * number / (SLICES - 1)
+        beat = []
+        for contraction in CONTRACTION:  # the same anatomy in every phase: only the heart moves
+            still = replace(scene, rng=np.random.default_rng([seed, number]))
+            signal, cavity = _slice(still, chest, depth, contraction)
+            beat.append((_acquire(scene, signal * shading, view), cavity))
+        images.append([image for image, _ in beat])
+        masks.append([cavity for _, cavity in beat])
+    return images, masks
 
 
 def _paint(image: Field, distance: Field, value: Field | float, width: float = 1.4) -> Field:
@@ -47,22 +57,24 @@ def _paint(image: Field, distance: Field, value: Field | float, width: float = 1
     return np.asarray(image * (1 - inside) + inside * value)
 
 
-def _slice(scene: _Scene, chest: Field, depth: float) -> tuple[Field, NDArray[np.bool_]]:
+def _slice(scene: _Scene, chest: Field, depth: float, contraction: float) -> tuple[Field, NDArray[np.bool_]]:
     """Signal (H, W) and cavity (H, W) of the slice at `depth`: 0 base, 1 apex."""
     rows, columns, rng = scene.rows, scene.columns, scene.rng
     image = _lungs_and_belly(scene, chest, depth)
     centre = (HEART[0] + 7 * depth, HEART[1] + 5 * depth)
     shrink = float(np.sqrt(max(1 - (0.93 * depth) ** 2.2, 0.03)))
-    inner = 20.5 * shrink
-    outer = inner + 9.5 + 1.5 * (1 - depth)
+    filled = 25.5 * shrink
+    inner = filled * contraction
+    # the wall keeps its volume: it thickens as the cavity shrinks
+    outer = float(np.sqrt(inner**2 + (filled + 8.0 + 1.0 * (1 - depth)) ** 2 - filled**2))
     wobble = 0.6 * scene.wobble + 0.8 * random_field(rng, SIZE, 9, 9)
     ventricle = ellipse(rows, columns, centre, (inner * 1.03, inner * 0.97), tilt=0.4) + wobble
     wall = ellipse(rows, columns, centre, (outer * 1.02, outer * 0.98), tilt=0.4) + 0.5 * wobble
-    right = _right_ventricle(scene, centre, outer, depth)
+    right = _right_ventricle(scene, centre, outer, depth, squeeze=contraction)
     surface = np.minimum(wall, right - 3.5)
     image = _paint(image, surface - 3.2, 0.50 * FAT * (0.75 + 0.25 * random_field(rng, SIZE, 5, 5)), 2.0)
     image = _paint(image, surface - 0.9, 0.05, 1.2)  # pericardium and chemical shift: a dark line
-    blood = BLOOD * (1 + 0.06 * random_field(rng, SIZE, 6, 6) + 0.03 * random_field(rng, SIZE, 1.5, 1.5))
+    blood = BLOOD * (1 + 0.13 * random_field(rng, SIZE, 6, 6) + 0.05 * random_field(rng, SIZE, 1.5, 1.5))
     image = _paint(image, right - 2.6, MUSCLE * 1.1)
     image = _paint(image, right, blood * 0.97)
     image = _trabeculae(scene, image, right, depth)
@@ -76,9 +88,11 @@ def _slice(scene: _Scene, chest: Field, depth: float) -> tuple[Field, NDArray[np
     return image, ventricle < 0
 
 
-def _right_ventricle(scene: _Scene, centre: tuple[float, float], outer: float, depth: float) -> Field:
+def _right_ventricle(
+    scene: _Scene, centre: tuple[float, float], outer: float, depth: float, *, squeeze: float
+) -> Field:
     """A crescent to the left of the septum, gone near the apex."""
-    size = max(1 - 1.05 * depth**1.6, 0.03)
+    size = max(1 - 1.05 * depth**1.6, 0.03) * (0.4 + 0.6 * squeeze)
     body = ellipse(
         scene.rows,
         scene.columns,

@@ -1,9 +1,9 @@
 """7 SEG. Masks + plane geometry -> Segmentation instance; one segment, one SEG per series.
 
 highdicom asks for sources that lie in one frame of reference. Ultrasound, endoscopy, photographs and most
-radiographs do not, so each frame is shown to it as a single-frame stand-in; afterwards the references and the
-geometry are replaced by the source's own, digit by digit. Where the source has no geometry, the SEG takes the
-rows and columns of the image as its axes, without which OHIF 3.13 shows nothing.
+radiographs do not, so it is shown one stand-in of a single frame; every frame is then written with its
+references and its geometry, the source's own digit by digit. Where the source has no geometry, the SEG
+takes the rows and columns of the image as its axes, without which OHIF 3.13 shows nothing.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,18 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node import codes
 from dicom_node.frames import Frame, SourceSeries
+from dicom_node.product import MANUFACTURER
 from dicom_node.provenance import (
-    MANUFACTURER,
     RESEARCH_USE,
     UTF8,
     Provenance,
-    latest_date_and_time,
+    latest_stamp,
     patient_and_study,
     stamp,
 )
@@ -47,6 +48,11 @@ class SegmentationRequest:
     target: str | None
     body_part: str
     provenance: Provenance
+    part: str = ""  # of a result over several series: which of them, since each has its own SEG
+
+    def uid(self, kind: str) -> str:
+        """The UID of one part of this object."""
+        return self.provenance.uid(f"{kind} {self.part}".strip())
 
 
 def build_segmentation(
@@ -59,11 +65,12 @@ def build_segmentation(
     marked = [index for index, mask in enumerate(masks) if mask.any()]
     frames = [series.frames[index] for index in marked]
     has_geometry = _share_geometry(series.frames)
-    sources = [_stand_in(frame, place, has_geometry, request) for place, frame in enumerate(frames)]
-    dataset = _segmentation(sources, np.stack([masks[index] for index in marked]), request)
-    _restore_geometry(dataset, sources, frames, has_geometry)
-    _restore_references(dataset, sources, frames, series)
-    _finish(dataset, series, request.provenance)
+    source = _stand_in(frames[0], has_geometry, request)
+    dataset = _plain(_segmentation(source, masks[marked[0]], request))
+    _set_frames(dataset, frames, [masks[index] for index in marked], has_geometry=has_geometry)
+    _set_shared(dataset, frames[0], has_geometry=has_geometry)
+    _set_references(dataset, series)
+    _finish(dataset, series, request)
     return dataset
 
 
@@ -79,19 +86,19 @@ def _share_geometry(frames: Sequence[Frame]) -> bool:
     )
 
 
-def _stand_in(frame: Frame, place: int, has_geometry: bool, request: SegmentationRequest) -> Dataset:
-    """A single-frame source for highdicom; its place along the normal only keeps the order."""
+def _stand_in(frame: Frame, has_geometry: bool, request: SegmentationRequest) -> Dataset:
+    """A single-frame source for highdicom, in the image's own axes."""
     source = patient_and_study(frame.source)
     source.SpecificCharacterSet = UTF8
     source.SOPClassUID = SECONDARY_CAPTURE
-    source.SOPInstanceUID = request.provenance.uid(f"stand-in {place}")
+    source.SOPInstanceUID = request.uid("stand-in")
     source.SeriesInstanceUID = str(frame.source.SeriesInstanceUID)
     source.FrameOfReferenceUID = _frame_of_reference(frame, has_geometry, request.provenance)
     source.Modality = str(frame.source.get("Modality") or "OT")
     source.Rows, source.Columns = frame.size
     source.PixelSpacing, source.SliceThickness = [1.0, 1.0], 1.0
     source.ImageOrientationPatient = list(IMAGE_AXES)
-    source.ImagePositionPatient = [0.0, 0.0, -float(place)]  # highdicom sorts against this normal
+    source.ImagePositionPatient = [0.0, 0.0, 0.0]
     for keyword in ("Manufacturer", "ManufacturerModelName", "LossyImageCompression"):
         if frame.source.get(keyword):
             setattr(source, keyword, frame.source[keyword].value)
@@ -103,19 +110,18 @@ def _frame_of_reference(frame: Frame, has_geometry: bool, provenance: Provenance
     return str(own) if own and has_geometry else provenance.uid("frame of reference")
 
 
-def _segmentation(
-    sources: Sequence[Dataset], masks: NDArray[np.bool_], request: SegmentationRequest
-) -> Segmentation:
+def _segmentation(source: Dataset, mask: NDArray[np.bool_], request: SegmentationRequest) -> Segmentation:
+    """The SEG of one frame: what all frames share is highdicom's, the frames follow in _set_frames."""
     provenance = request.provenance
-    segment = _segment(request)
+    segment = describe_segment(request)
     return Segmentation(
-        source_images=sources,
-        pixel_array=masks,
+        source_images=[source],
+        pixel_array=mask[np.newaxis],
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=[segment],
-        series_instance_uid=provenance.uid("seg series"),
+        series_instance_uid=request.uid("seg series"),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=provenance.uid("seg"),
+        sop_instance_uid=request.uid("seg"),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=provenance.model.name[:64],
@@ -130,7 +136,8 @@ def _segmentation(
     )
 
 
-def _segment(request: SegmentationRequest) -> SegmentDescription:
+def describe_segment(request: SegmentationRequest) -> SegmentDescription:
+    """The one segment: what it shows in codes, who outlined it, how it is coloured."""
     target = codes.target_of(request.target)
     model = request.provenance.model
     return SegmentDescription(
@@ -153,24 +160,84 @@ def _segment(request: SegmentationRequest) -> SegmentDescription:
     )
 
 
-def _restore_geometry(
-    dataset: Dataset, sources: Sequence[Dataset], frames: Sequence[Frame], has_geometry: bool
+def _plain(segmentation: Segmentation) -> Dataset:
+    """Without what highdicom remembers of the one frame beside the attributes."""
+    dataset = Dataset()
+    dataset.update(segmentation)
+    dataset.file_meta = segmentation.file_meta
+    return dataset
+
+
+def _set_frames(
+    dataset: Dataset, frames: Sequence[Frame], masks: Sequence[NDArray[np.bool_]], *, has_geometry: bool
 ) -> None:
-    """Put the source's own digits in place of the stand-ins'. OHIF compares them (interop.md 4.5.4)."""
+    """One frame a mask, with its place and its source; `dicom-node bench seg` says why not highdicom."""
+    dataset.NumberOfFrames = len(frames)
+    dataset.PixelData = _packed(masks)
+    dataset.PerFrameFunctionalGroupsSequence = DicomSequence(
+        [_frame_groups(frame, place, has_geometry=has_geometry) for place, frame in enumerate(frames)]
+    )
+
+
+def _packed(masks: Sequence[NDArray[np.bool_]]) -> bytes:
+    """All pixels as one run of bits; eight frames are whole bytes always. Source: PS3.5 8.1.1."""
+    parts = [
+        np.packbits(np.stack(masks[start : start + 8]).reshape(-1), bitorder="little").tobytes()
+        for start in range(0, len(masks), 8)
+    ]
+    data = b"".join(parts)
+    return data + b"\0" * (len(data) % 2)
+
+
+def _frame_groups(frame: Frame, place: int, *, has_geometry: bool) -> Dataset:
+    """The source's own digits where it has a place: OHIF compares them (interop.md 4.5.4)."""
+    groups, content, position, segment = Dataset(), Dataset(), Dataset(), Dataset()
+    content.DimensionIndexValues = [1, place + 1]
+    own = _decimals(frame.position or ())
+    position.ImagePositionPatient = own if has_geometry else [0.0, 0.0, -float(place)]
+    segment.ReferencedSegmentNumber = 1
+    groups.DerivationImageSequence = [_derivation(frame)]
+    groups.FrameContentSequence = [content]
+    groups.PlanePositionSequence = [position]
+    groups.SegmentIdentificationSequence = [segment]
+    return groups
+
+
+def _derivation(frame: Frame) -> Dataset:
+    """Source: PS3.3 C.7.6.16.2.6."""
+    image = _reference(frame.source)
+    if frame.frame_number is not None:
+        image.ReferencedFrameNumber = frame.frame_number
+    image.SpatialLocationsPreserved = "YES"
+    image.PurposeOfReferenceCodeSequence = [_code(codes.SOURCE_IMAGE)]
+    derivation = Dataset()
+    derivation.SourceImageSequence = [image]
+    derivation.DerivationCodeSequence = [_code(codes.SEGMENTATION)]
+    return derivation
+
+
+def _code(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = (
+        code.value,
+        code.scheme_designator,
+        code.meaning,
+    )
+    return item
+
+
+def _set_shared(dataset: Dataset, first: Frame, *, has_geometry: bool) -> None:
+    """What every frame has in common. Which of one frame's groups highdicom calls shared does not matter."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
-    del shared.PixelMeasuresSequence
-    first = frames[0]
+    orientation = Dataset()
+    orientation.ImageOrientationPatient = _decimals((first.orientation or ()) if has_geometry else IMAGE_AXES)
+    shared.PlaneOrientationSequence = [orientation]
     shared.PixelMeasuresSequence = [_pixel_measures(first)]
+    for keyword in ("PlanePositionSequence", "SegmentIdentificationSequence", "DerivationImageSequence"):
+        if keyword in shared:
+            del shared[keyword]
     if first.spacing_mm is None:
         dataset.SegmentSequence[0].SegmentDescription = NOT_CALIBRATED
-    if not has_geometry:
-        return
-    shared.PlaneOrientationSequence[0].ImageOrientationPatient = _decimals(first.orientation or ())
-    place = {str(source.SOPInstanceUID): frame for source, frame in zip(sources, frames, strict=True)}
-    for group in dataset.PerFrameFunctionalGroupsSequence:
-        reference = group.DerivationImageSequence[0].SourceImageSequence[0]
-        frame = place[str(reference.ReferencedSOPInstanceUID)]
-        group.PlanePositionSequence[0].ImagePositionPatient = _decimals(frame.position or ())
 
 
 def _pixel_measures(frame: Frame) -> Dataset:
@@ -186,29 +253,15 @@ def _decimals(values: Sequence[float]) -> list[DSfloat]:
     return [DSfloat(value, auto_format=len(str(value)) > MAX_DS) for value in values]
 
 
-def _restore_references(
-    dataset: Dataset, sources: Sequence[Dataset], frames: Sequence[Frame], series: SourceSeries
-) -> None:
-    """Point every reference from the stand-ins to the source instances and their frames."""
-    place = {str(source.SOPInstanceUID): frame for source, frame in zip(sources, frames, strict=True)}
-    for group in dataset.PerFrameFunctionalGroupsSequence:
-        for derivation in group.DerivationImageSequence:
-            for reference in derivation.SourceImageSequence:
-                _point_to(reference, place[str(reference.ReferencedSOPInstanceUID)])
+def _set_references(dataset: Dataset, series: SourceSeries) -> None:
+    """Every instance of the series, and nothing of highdicom's stand-in."""
     referenced = Dataset()
-    referenced.SeriesInstanceUID = str(frames[0].source.SeriesInstanceUID)
+    referenced.SeriesInstanceUID = str(series.frames[0].source.SeriesInstanceUID)
     referenced.ReferencedInstanceSequence = DicomSequence([_reference(source) for source in series.datasets])
     dataset.ReferencedSeriesSequence = [referenced]
     for keyword in ("SourceImageSequence", "ReferencedImageSequence"):
         if keyword in dataset:
             del dataset[keyword]
-
-
-def _point_to(reference: Dataset, frame: Frame) -> None:
-    reference.ReferencedSOPClassUID = frame.source.SOPClassUID
-    reference.ReferencedSOPInstanceUID = frame.source.SOPInstanceUID
-    if frame.frame_number is not None:
-        reference.ReferencedFrameNumber = frame.frame_number
 
 
 def _reference(source: Dataset) -> Dataset:
@@ -218,12 +271,12 @@ def _reference(source: Dataset) -> Dataset:
     return item
 
 
-def _finish(dataset: Dataset, series: SourceSeries, provenance: Provenance) -> None:
-    organisation = provenance.uid("dimension organisation")
+def _finish(dataset: Dataset, series: SourceSeries, request: SegmentationRequest) -> None:
+    organisation = request.uid("dimension organisation")
     dataset.DimensionOrganizationSequence[0].DimensionOrganizationUID = organisation
     for index in dataset.DimensionIndexSequence:
         index.DimensionOrganizationUID = organisation
     if "DimensionOrganizationType" in dataset:
         del dataset.DimensionOrganizationType
     dataset.SpecificCharacterSet = UTF8
-    stamp(dataset, provenance, latest_date_and_time(series.datasets))
+    stamp(dataset, request.provenance, latest_stamp(series.datasets))

@@ -15,14 +15,23 @@ from pydantic_settings import (
 
 from dicom_node.default_routes import DEFAULT_ROUTES
 from dicom_node.routing import Route
-from dicom_node.settings_network import Destination, DimseSettings, HttpSettings, PeerSettings
+from dicom_node.settings_network import (
+    Destination,
+    DimseSettings,
+    HttpSettings,
+    PeerSettings,
+    TlsSettings,
+)
 from dicom_node.settings_work import (
     BrokerSettings,
     CompletionSettings,
     DeliverySettings,
+    IdentitySettings,
     JobSettings,
     LimitSettings,
     LogSettings,
+    RetentionSettings,
+    ServeSettings,
     SweepSettings,
     ViewerSettings,
 )
@@ -30,6 +39,7 @@ from inference.settings import InferenceSettings
 from storage.settings import StorageSettings
 
 ENV_PREFIX = "DICOM_NODE_"
+MAX_PUT_MB = 5120  # Source: Amazon S3, PutObject: 5 GB
 COMMAND_VARIABLES = frozenset({"DICOM_NODE_HOME", "DICOM_NODE_CONFIG"})  # read by the command line
 
 
@@ -50,6 +60,7 @@ class NodeSettings(BaseSettings):
 
     home: Path = Field(description="Folder that holds all state of the node; set by --home.")
     dimse: DimseSettings = Field(default_factory=DimseSettings, description="The DICOM listener.")
+    tls: TlsSettings = Field(default_factory=TlsSettings, description="DICOM over TLS.")
     http: HttpSettings = Field(default_factory=HttpSettings, description="The web server.")
     storage: StorageSettings = Field(description="Database and files.")
     completion: CompletionSettings = Field(
@@ -58,7 +69,16 @@ class NodeSettings(BaseSettings):
     sweep: SweepSettings = Field(
         default_factory=SweepSettings, description="The loop that wakes what is due."
     )
+    serve: ServeSettings = Field(
+        default_factory=ServeSettings, description="How the processes of the node are tended."
+    )
     broker: BrokerSettings = Field(default_factory=BrokerSettings, description="Celery's broker.")
+    identity: IdentitySettings = Field(
+        default_factory=IdentitySettings, description="Whose images these are, and which of them count."
+    )
+    retention: RetentionSettings = Field(
+        default_factory=RetentionSettings, description="How long studies are kept."
+    )
     jobs: JobSettings = Field(default_factory=JobSettings, description="How jobs are run.")
     delivery: DeliverySettings = Field(default_factory=DeliverySettings, description="How results are sent.")
     inference: InferenceSettings = Field(
@@ -96,6 +116,12 @@ class NodeSettings(BaseSettings):
         storage["files_root"] = home / storage.get("files_root", "files")
         storage.setdefault("database_url", f"sqlite:///{home / 'node.sqlite'}")
         return {**data, "storage": storage}
+
+    @model_validator(mode="after")
+    def _instances_fit_the_bucket(self) -> Self:
+        if self.storage.s3_bucket is not None and self.limits.max_instance_mb > MAX_PUT_MB:
+            raise ValueError(f"limits.max_instance_mb: a bucket takes {MAX_PUT_MB} MiB in one piece")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

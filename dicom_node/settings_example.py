@@ -28,6 +28,13 @@ EXAMPLES: dict[str, Any] = {
     "files_root": "HOME/files",
     "ohif_root": "/opt/ohif",
     "max_new_tokens": 128,
+    "max_associations_per_address": 16,
+    "certificate": "/etc/dicom-node/node.crt",
+    "key": "/etc/dicom-node/node.key",
+    "trusted": "/etc/dicom-node/authorities.crt",
+    "s3_bucket": "dicom-node",
+    "s3_endpoint_url": "https://s3.example.org",
+    "s3_region": "eu-central-1",
 }
 COMMAND_FIELDS = ("home",)
 

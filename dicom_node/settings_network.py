@@ -1,8 +1,19 @@
 """Settings of the network side: listener, web server, peers and destinations."""
 
-from typing import Annotated
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 AeTitle = Annotated[
     str, StringConstraints(pattern=r"^[ -\[\]-~]{1,16}$", strip_whitespace=True)
@@ -16,6 +27,15 @@ class Section(BaseModel):
     """A frozen table of the configuration that refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Right(StrEnum):
+    """What a calling AE may ask of us; C-ECHO, and our own confirmations coming back, are for everybody."""
+
+    STORE = "store"
+    QUERY = "query"
+    RETRIEVE = "retrieve"
+    COMMIT = "commit"
 
 
 class DimseSettings(Section):
@@ -33,16 +53,103 @@ class DimseSettings(Section):
     allowed_calling_aes: tuple[AeTitle, ...] = Field(
         default=(), description="AE titles that may send to us; empty = anybody."
     )
+    others_may: tuple[Right, ...] = Field(
+        default=(Right.STORE,),
+        description="What an AE that is not among the peers may ask: store, query, retrieve, commit.",
+    )
+    max_matches: int = Field(
+        default=1000,
+        ge=1,
+        le=9999,
+        description="Most matches of one C-FIND; beyond them it ends with 0xA700.",
+    )
     max_associations: int = Field(
         default=20, ge=1, le=1000, description="Associations open at the same time."
     )
-    max_pdu: int = Field(default=131072, ge=4096, le=1048576, description="Largest PDU we receive, in bytes.")
+    max_associations_per_address: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of these, from one address; empty = four fifths, so that one peer cannot take all.",
+    )
+    allowed_networks: tuple[IPvAnyNetwork, ...] = Field(
+        default=(), description="Networks that may connect, such as 10.1.0.0/16; empty = every address."
+    )
+    verify_peer_address: bool = Field(
+        default=False,
+        description="A calling AE title that belongs to a peer or destination must come from its host.",
+    )
+    storage_classes: Literal["all", "standard"] = Field(
+        default="all",
+        description="Take instances of private and unknown SOP classes too (all), or of PS3.4's only.",
+    )
+    processes: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Processes that receive at the same port; 0 = one for each core, at most two.",
+    )
+    max_pdu: int = Field(
+        default=131072,
+        ge=0,
+        le=1048576,
+        description="Largest PDU we receive, in bytes: 0 = any, otherwise at least 4096.",
+    )
+    pdu_timeout_s: float = Field(
+        default=15.0, gt=0, le=600, description="Longest time that one PDU may take to come in, in seconds."
+    )
     acse_timeout_s: float = Field(
         default=5.0, gt=0, le=60, description="Wait for association messages, in seconds."
     )
     network_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="Wait for a silent peer, in seconds."
     )
+
+    @field_validator("max_pdu")
+    @classmethod
+    def _holds_a_command(cls, size: int) -> int:
+        if 0 < size < 4096:
+            raise ValueError("must be 0 (any size) or at least 4096")
+        return size
+
+    @property
+    def process_count(self) -> int:
+        """Processes that receive."""
+        return self.processes or min(2, os.cpu_count() or 1)
+
+    @property
+    def max_of_one_address(self) -> int:
+        """Associations that one address may have at the same time."""
+        return self.max_associations_per_address or self.max_associations - self.max_associations // 5
+
+
+class TlsSettings(Section):
+    """DICOM over TLS, after BCP 195: TLS 1.2 or 1.3, forward secrecy, authenticated encryption."""
+
+    listen: bool = Field(default=False, description="Listen with TLS too, on a port of its own.")
+    port: Port = Field(default=2762, description="TCP port of the DICOM listener with TLS.")
+    is_required: bool = Field(default=False, description="Close the port without TLS (dimse.port).")
+    certificate: Path | None = Field(
+        default=None, description="Our certificate with its chain, PEM; shown to callers and to called peers."
+    )
+    key: Path | None = Field(
+        default=None, description="Its private key, PEM without passphrase, not readable by others."
+    )
+    trusted: Path | None = Field(
+        default=None, description="Certificates of the authorities whose peers we believe, PEM."
+    )
+    client_certificate: Literal["required", "none"] = Field(
+        default="required", description="Whether a calling peer must show a certificate of `trusted`."
+    )
+    binds_ae_title: bool = Field(
+        default=False,
+        description="The calling AE title must be the common name, or a DNS name, of the peer's certificate.",
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.is_required and not self.listen:
+            raise ValueError("is_required needs listen = true")
+        return self
 
 
 class HttpSettings(Section):
@@ -53,6 +160,14 @@ class HttpSettings(Section):
     )
     port: Port = Field(default=8080, description="TCP port of the web server.")
     max_body_mb: int = Field(default=1024, ge=1, le=65536, description="Largest body of a request, in MiB.")
+    processes: int = Field(
+        default=2, ge=1, le=64, description="Processes that answer at the same port, one core each."
+    )
+    metadata_cache_mb: int = Field(
+        default=2048,
+        ge=1,
+        description="Disk for rendered metadata below the home, in MiB; it may be deleted at any time.",
+    )
 
 
 class Destination(Section):
@@ -62,6 +177,11 @@ class Destination(Section):
     ae_title: AeTitle = Field(description="AE title of the destination.")
     host: Host = Field(description="Host name or address.")
     port: Port = Field(description="TCP port.")
+    tls: bool = Field(default=False, description="Call it with TLS (section tls), and never without.")
+    commitment: bool = Field(
+        default=False, description="Ask it for Storage Commitment; a result is kept until it is confirmed."
+    )
+    concurrency: int = Field(default=1, ge=1, le=16, description="Associations with it at the same time.")
 
 
 class PeerSettings(Section):
@@ -71,3 +191,7 @@ class PeerSettings(Section):
     ae_title: AeTitle = Field(description="AE title of the peer.")
     host: Host = Field(description="Host name or address.")
     port: Port = Field(description="TCP port.")
+    tls: bool = Field(default=False, description="Call it with TLS (section tls), and never without.")
+    may: tuple[Right, ...] = Field(
+        default=tuple(Right), description="What it may ask of us: store, query, retrieve, commit."
+    )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dicom_node.settings_network import Section
+from dicom_node.settings_network import AeTitle, Section
 
 
 class CompletionSettings(Section):
@@ -16,6 +16,39 @@ class CompletionSettings(Section):
         ge=0.1,
         le=86400,
         description="No new instance for so long, by the database clock, in seconds.",
+    )
+    hold_incomplete: bool = Field(
+        default=False,
+        description="Wait for the rest of a study whose sender announced more; otherwise the result says so.",
+    )
+
+
+class IdentitySettings(Section):
+    """Whose images these are, and which of them count."""
+
+    follow_rejection_notes: bool = Field(
+        default=True,
+        description="Hide what an IHE rejection note (IOCM) names, and make or withdraw results anew.",
+    )
+    corrections_from: tuple[AeTitle, ...] = Field(
+        default=(),
+        description="AE titles that may send known images again with another patient: the newest counts, "
+        "results are made anew. From anybody else such images are set aside and refused.",
+    )
+
+
+class RetentionSettings(Section):
+    """How long studies are kept; none goes before its results are delivered, and confirmed if asked for."""
+
+    days: float = Field(
+        default=0.0, ge=0, description="A study nothing arrived for is removed after so many days; 0 = never."
+    )
+    purge_when_full: bool = Field(
+        default=False,
+        description="Remove the oldest studies that may go while less than limits.low_free_mb is free.",
+    )
+    look_every_s: float = Field(
+        default=60.0, ge=0.1, le=86400, description="Pause between two looks for such studies, in seconds."
     )
 
 
@@ -31,8 +64,25 @@ class SweepSettings(Section):
         le=3600,
         description="A wake-up nobody answered is sent again after so many seconds.",
     )
+    orphans_every_s: float = Field(
+        default=21600.0,
+        ge=1,
+        le=86400,
+        description="Pause between two looks for files without a row, in seconds; the first is at the start.",
+    )
     stale_incoming_s: float = Field(
         default=86400.0, ge=60, description="Unfinished incoming files are removed after so many seconds."
+    )
+
+
+class ServeSettings(Section):
+    """How `dicom-node serve` tends its processes."""
+
+    longest_restart_s: float = Field(
+        default=30.0,
+        ge=0.2,
+        le=3600,
+        description="Longest pause before a process that keeps ending starts again, in seconds.",
     )
 
 
@@ -67,9 +117,26 @@ class JobSettings(Section):
     )
     time_limit_s: float = Field(
         default=600.0,
-        ge=1,
+        ge=0.5,
         le=86400,
-        description="A worker that takes longer over one job ends itself, in seconds.",
+        description="The process of a model that takes longer over one job is ended, in seconds.",
+    )
+    model_memory_mb: int = Field(
+        default=8192,
+        ge=64,
+        description="The process of a model that holds more memory is ended, in MiB.",
+    )
+    aging_s: float = Field(
+        default=60.0,
+        ge=1,
+        description="Waiting for so long counts as one step of priority, in seconds: nothing waits for ever.",
+    )
+    stop_grace_s: float = Field(
+        default=15.0,
+        ge=0,
+        le=3600,
+        description="A job under way when the node is told to end may take so long, in seconds; "
+        "otherwise it is handed back, which costs it no attempt.",
     )
     first_retry_s: float = Field(
         default=5.0, ge=0.05, le=3600, description="Pause after the first failure, in seconds."
@@ -91,6 +158,22 @@ class DeliverySettings(Section):
     max_retry_s: float = Field(
         default=600.0, ge=0.05, le=86400, description="Longest pause between attempts, in seconds."
     )
+    slow_retry_s: float = Field(
+        default=3600.0,
+        ge=0.05,
+        le=86400,
+        description="Pause after an answer that stays the same until somebody acts, in seconds.",
+    )
+    response_timeout_s: float = Field(
+        default=60.0, gt=0, le=60, description="Longest wait for the answer to one C-STORE, in seconds."
+    )
+    batch: int = Field(default=16, ge=1, le=1000, description="Instances sent on one association.")
+    commitment_again_s: float = Field(
+        default=21600.0,
+        ge=0.05,
+        le=604800,
+        description="Storage Commitment that is not answered for so long is asked for again, in seconds.",
+    )
     max_age_s: float = Field(
         default=604800.0,
         ge=1,
@@ -107,6 +190,12 @@ class LimitSettings(Section):
     min_free_mb: int = Field(
         default=512, ge=0, description="Free space on the disk below which nothing is received, in MiB."
     )
+    low_free_mb: int = Field(
+        default=1024,
+        ge=0,
+        description="Free space on the disk below which no new association or upload is taken, in MiB; "
+        "what is under way goes on.",
+    )
     max_frames: int = Field(
         default=2000, ge=1, le=100000, description="Frames of a series that a job runs on."
     )
@@ -115,6 +204,24 @@ class LimitSettings(Section):
     )
     max_series_megapixels: float = Field(
         default=600.0, gt=0, le=100000, description="All frames of a series together, in million samples."
+    )
+    decode_memory_mb: int = Field(
+        default=1024,
+        ge=64,
+        le=65536,
+        description="Memory that a process which decodes pixels may take, in MiB.",
+    )
+    decode_cpu_s: float = Field(
+        default=60.0,
+        ge=1,
+        le=3600,
+        description="Processor time that decoding one object may take, in seconds.",
+    )
+    decode_wall_s: float = Field(
+        default=60.0, ge=1, le=3600, description="Longest wait for the next decoded frame, in seconds."
+    )
+    decode_children: int = Field(
+        default=2, ge=1, le=64, description="Processes that decode pixels, for each process that serves them."
     )
 
 

@@ -6,17 +6,15 @@ is no measurement group at all (OHIF stops at a group without coordinates); the 
 Qualitative Evaluations of TID 1500.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 from highdicom.sr import (
     AlgorithmIdentification,
     CodeContentItem,
     CodedConcept,
     Comprehensive3DSR,
     ContainerContentItem,
-    ContentItem,
     ContentSequence,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
@@ -32,67 +30,44 @@ from highdicom.sr import (
     PlanarROIMeasurementsAndQualitativeEvaluations,
     QualitativeEvaluation,
     RelationshipTypeValues,
-    SourceImageForMeasurement,
     SourceImageForRegion,
     TextContentItem,
     TrackingIdentifier,
 )
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicom_node import codes
+from dicom_node.context import Predecessor
+from dicom_node.findings import Findings, Region
 from dicom_node.frames import Frame, SourceSeries
+from dicom_node.product import MANUFACTURER
 from dicom_node.provenance import (
-    MANUFACTURER,
     RESEARCH_USE,
     UTF8,
     Provenance,
-    latest_date_and_time,
+    latest_stamp,
     patient_and_study,
     stamp,
 )
-from dicom_node.regions import Measures, outline
+from dicom_node.regions import outline
 from dicom_node.seg import SECONDARY_CAPTURE
+from dicom_node.sr_measurements import measurements_of, percent
 
 SERIES_NUMBER: Final = 9002
+NOT_NORMAL: Final = "That nothing was outlined does not mean that the images are normal."
 MAX_TEXT: Final = 4000  # characters of one text item
 
 
-@dataclass(frozen=True, eq=False)
-class Region:
-    """What was outlined and how large it is."""
-
-    mask: NDArray[np.bool_]  # (H, W) of the key frame
-    measures: Measures
-    volume_ml: float | None  # None where the frames are no stack
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What the report says."""
-
-    target: str | None
-    body_part: str
-    diagnosis: str | None
-    confidence: float | None  # 0..1
-    text: str
-    reasoning: str
-    key: Frame
-    region: Region | None  # on the key frame
-    remarks: tuple[str, ...]  # sentences a reader must know, e.g. what was left out
-
-
 def build_report(
-    series: SourceSeries, segmentation: Dataset | None, findings: Findings, provenance: Provenance
+    series: SourceSeries, segmentations: Sequence[Dataset], findings: Findings, provenance: Provenance
 ) -> Dataset:
     """A Comprehensive 3D SR with the diagnosis, its reasons, and the region's outline and sizes.
 
     Source: PS3.16 TID 1500, TID 1410, TID 4019; interop.md 4.6 for what OHIF needs.
     """
-    report = _measurement_report(series, segmentation, findings, provenance)
-    sources = [_evidence(source) for source in series.datasets]
-    evidence = sources if segmentation is None else [*sources, segmentation]
+    report = _measurement_report(series, segmentations, findings, provenance)
+    evidence = [*map(_evidence, series.datasets), *segmentations]
     dataset = Comprehensive3DSR(
         evidence=evidence,
         content=report[0],
@@ -110,8 +85,34 @@ def build_report(
         contributing_equipment=[provenance.equipment()],
     )
     _restore_classes(dataset, series)
-    stamp(dataset, provenance, latest_date_and_time(series.datasets))
+    if provenance.context.predecessors:
+        dataset.PredecessorDocumentsSequence = _predecessors(provenance.context.predecessors)
+    stamp(dataset, provenance, latest_stamp(series.datasets))
     return dataset
+
+
+def _predecessors(replaced: Sequence[Predecessor]) -> list[Dataset]:
+    """Source: PS3.3 C.17.2 and C.17.2.1."""
+    by_study: dict[str, dict[str, list[Dataset]]] = {}
+    for each in replaced:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID = each.sop_class_uid
+        reference.ReferencedSOPInstanceUID = each.sop_instance_uid
+        of_study = by_study.setdefault(each.study_instance_uid, {})
+        of_study.setdefault(each.series_instance_uid, []).append(reference)
+    return [_study_item(uid, by_series) for uid, by_series in by_study.items()]
+
+
+def _study_item(study_instance_uid: str, by_series: dict[str, list[Dataset]]) -> Dataset:
+    study = Dataset()
+    study.StudyInstanceUID = study_instance_uid
+    study.ReferencedSeriesSequence = []
+    for uid, references in by_series.items():
+        series = Dataset()
+        series.SeriesInstanceUID = uid
+        series.ReferencedSOPSequence = references
+        study.ReferencedSeriesSequence.append(series)
+    return study
 
 
 def _restore_classes(report: Dataset, series: SourceSeries) -> None:
@@ -138,7 +139,7 @@ def _evidence(source: Dataset) -> Dataset:
 
 
 def _measurement_report(
-    series: SourceSeries, segmentation: Dataset | None, findings: Findings, provenance: Provenance
+    series: SourceSeries, segmentations: Sequence[Dataset], findings: Findings, provenance: Provenance
 ) -> MeasurementReport:
     tracking = TrackingIdentifier(
         uid=provenance.uid("tracking"), identifier=f"{codes.target_of(findings.target).label} 1"
@@ -146,9 +147,10 @@ def _measurement_report(
     # highdicom insists on a group; without a region it gives way to the evaluations below
     group: PlanarROIMeasurementsAndQualitativeEvaluations | MeasurementsAndQualitativeEvaluations
     group = MeasurementsAndQualitativeEvaluations(tracking_identifier=tracking)
-    has_region = findings.region is not None and segmentation is not None
-    if findings.region is not None and segmentation is not None:
-        group = _region_group(findings, findings.region, segmentation, provenance, tracking=tracking)
+    has_region = findings.region is not None and bool(segmentations)
+    if findings.region is not None and segmentations:
+        measurements = measurements_of(findings, findings.region, series.frames, segmentations)
+        group = _region_group(findings, findings.region, measurements, provenance, tracking=tracking)
     report = MeasurementReport(
         observation_context=_observer(provenance),
         procedure_reported=codes.procedure_of(str(findings.key.source.get("Modality") or "")),
@@ -189,13 +191,12 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentification:
 def _region_group(
     findings: Findings,
     region: Region,
-    segmentation: Dataset,
+    measurements: list[Measurement],
     provenance: Provenance,
     *,
     tracking: TrackingIdentifier,
 ) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     target = codes.target_of(findings.target)
-    coded = codes.DIAGNOSES.get(findings.diagnosis or "")
     group = PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=tracking,
         referenced_region=_image_region(findings.key, region),
@@ -203,11 +204,20 @@ def _region_group(
         finding_category=target.category,
         algorithm_id=_algorithm(provenance),
         finding_sites=[FindingSite(anatomic_location=codes.site_of(target, findings.body_part))],
-        measurements=_measurements(findings, region, segmentation),
-        qualitative_evaluations=[QualitativeEvaluation(coded.question, coded.answer)] if coded else None,
+        measurements=measurements,
+        qualitative_evaluations=_coded(findings) or None,
     )
     group[0].ContentSequence.extend(_texts(findings))
     return group
+
+
+def _coded(findings: Findings) -> list[QualitativeEvaluation]:
+    """The model's diagnosis, and what follows from a measurement, as question and answer."""
+    diagnosis = codes.DIAGNOSES.get(findings.diagnosis or "")
+    said = [] if diagnosis is None else [QualitativeEvaluation(diagnosis.question, diagnosis.answer)]
+    if findings.conclusion is not None:
+        said.append(QualitativeEvaluation(findings.conclusion.question, findings.conclusion.answer))
+    return said
 
 
 def _image_region(key: Frame, region: Region) -> ImageRegion:
@@ -226,69 +236,25 @@ def _image_region(key: Frame, region: Region) -> ImageRegion:
     return image_region
 
 
-def _measurements(findings: Findings, region: Region, segmentation: Dataset) -> list[Measurement]:
-    sizes = region.measures
-    key = _made_from(segmentation, _segmentation_frame(segmentation, findings.key))
-    length = codes.MILLIMETRE if sizes.is_calibrated else codes.PIXELS
-    measured = [
-        Measurement(codes.AREA, *_area(sizes), referenced_images=[key]),
-        Measurement(codes.LONG_AXIS, _rounded(sizes.long_axis), length, referenced_images=[key]),
-        Measurement(codes.SHORT_AXIS, _rounded(sizes.short_axis), length, referenced_images=[key]),
-    ]
-    if region.volume_ml is not None:
-        volume, whole = _rounded(region.volume_ml), _made_from(segmentation, None)
-        measured.append(Measurement(codes.VOLUME, volume, codes.CUBIC_CENTIMETRE, referenced_images=[whole]))
-    if findings.confidence is not None:
-        measured.append(Measurement(codes.CERTAINTY, _percent(findings.confidence), codes.PERCENT))
-    return measured
-
-
-def _area(sizes: Measures) -> tuple[float, Code]:
-    if sizes.area_mm2 is None:
-        return float(sizes.area_px), codes.PIXELS
-    return _rounded(sizes.area_mm2), codes.SQUARE_MILLIMETRE
-
-
-def _made_from(segmentation: Dataset, frame: int | None) -> SourceImageForMeasurement:
-    """Which frame of the SEG (None: all of them) a number was taken from."""
-    return SourceImageForMeasurement(
-        referenced_sop_class_uid=segmentation.SOPClassUID,
-        referenced_sop_instance_uid=segmentation.SOPInstanceUID,
-        referenced_frame_numbers=None if frame is None else [frame],
-    )
-
-
-def _percent(confidence: float) -> float:
-    return round(confidence * 100, 1)
-
-
-def _rounded(value: float) -> float:
-    """Four significant digits: a mask of pixels has no more."""
-    return float(f"{value:.4g}") if value < 10000 else float(round(value))
-
-
-def _segmentation_frame(segmentation: Dataset, key: Frame) -> int:
-    """The 1-based frame of the SEG that was made from the key frame."""
-    wanted = (str(key.source.SOPInstanceUID), key.frame_number)
-    for number, group in enumerate(segmentation.PerFrameFunctionalGroupsSequence, start=1):
-        image = group.DerivationImageSequence[0].SourceImageSequence[0]
-        if (str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber")) == wanted:
-            return number
-    raise ValueError("the segmentation has no frame for the key frame")
-
-
 def _texts(findings: Findings) -> list[TextContentItem]:
     items = [_text(codes.IMPRESSION, _impression(findings))]
+    if findings.conclusion is not None:
+        items.append(_text(codes.CONCLUSION, findings.conclusion.text))
     reasons = findings.reasoning or findings.text  # an answer that was cut short is shown as it is
     if reasons:
         items.append(_text(codes.FINDING_TEXT, reasons))
-    items += [_text(codes.COMMENT, sentence) for sentence in (*findings.remarks, RESEARCH_USE)]
+    closing = (RESEARCH_USE,) if findings.region is not None else (NOT_NORMAL, RESEARCH_USE)
+    items += [_text(codes.COMMENT, sentence) for sentence in (*findings.remarks, *closing)]
     return items
 
 
 def _impression(findings: Findings) -> str:
+    if findings.ended is not None:
+        return f"{findings.ended.words}: {findings.ended.reason}"
+    if findings.diagnosis is None and findings.region is None:
+        return "Analysed without finding. No diagnosis is made."
     if findings.diagnosis is None:
-        return "No diagnosis is made."
+        return "No diagnosis is made by the model." if findings.conclusion else "No diagnosis is made."
     confidence = "" if findings.confidence is None else f" (confidence {findings.confidence:.2f})"
     return f"Diagnosis: {findings.diagnosis}{confidence}."
 
@@ -300,21 +266,34 @@ def _text(name: Code, value: str) -> TextContentItem:
 
 def _evaluations(findings: Findings, provenance: Provenance) -> ContainerContentItem:
     """TID 1500 row 12: what is said about the images as a whole, the first item naming the algorithm."""
-    items: list[ContentItem] = list(_texts(findings))
-    coded = codes.DIAGNOSES.get(findings.diagnosis or "")
-    if coded is not None:
-        items.insert(0, CodeContentItem(coded.question, coded.answer, RelationshipTypeValues.CONTAINS))
-    items[0].ContentSequence = ContentSequence(_algorithm(provenance))
-    if coded is not None and findings.confidence is not None:
-        properties = RelationshipTypeValues.HAS_PROPERTIES
-        percent = _percent(findings.confidence)
-        certainty = NumContentItem(codes.CERTAINTY, percent, codes.PERCENT, relationship_type=properties)
-        items[0].ContentSequence.append(certainty)
-    container = ContainerContentItem(
-        name=codes.QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS
-    )
-    container.ContentSequence = ContentSequence(items)
+    contains = RelationshipTypeValues.CONTAINS
+    summary = CodeContentItem(codes.SUMMARY, _summary(findings), contains)
+    summary.ContentSequence = ContentSequence(_algorithm(provenance))
+    container = ContainerContentItem(name=codes.QUALITATIVE_EVALUATIONS, relationship_type=contains)
+    container.ContentSequence = ContentSequence([summary, *_diagnosis(findings), *_texts(findings)])
     return container
+
+
+def _summary(findings: Findings) -> Code:
+    """Whether the analysis succeeded and found something; a disease that is absent is no finding."""
+    if findings.ended is not None:
+        return codes.NO_ALGORITHM_SUCCEEDED
+    coded = codes.DIAGNOSES.get(findings.diagnosis or "")
+    is_found = coded is not None and coded.answer != codes.ABSENT
+    return codes.WITH_FINDINGS if is_found else codes.WITHOUT_FINDINGS
+
+
+def _diagnosis(findings: Findings) -> list[CodeContentItem]:
+    coded = codes.DIAGNOSES.get(findings.diagnosis or "")
+    if coded is None:
+        return []
+    item = CodeContentItem(coded.question, coded.answer, RelationshipTypeValues.CONTAINS)
+    if findings.confidence is not None:
+        properties = RelationshipTypeValues.HAS_PROPERTIES
+        value = percent(findings.confidence)
+        certainty = NumContentItem(codes.CERTAINTY, value, codes.PERCENT, relationship_type=properties)
+        item.ContentSequence = ContentSequence([certainty])
+    return [item]
 
 
 def _image_library(series: SourceSeries) -> ContainerContentItem:

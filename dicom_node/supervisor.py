@@ -32,7 +32,6 @@ PROCESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 POLL_S = 0.1
 FIRST_RESTART_S = 0.2
-LONGEST_RESTART_S = 30.0
 HEALTHY_AFTER_S = 30.0  # a process that ran for so long starts again at once
 GRACE_S = 30.0  # between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG = 1
@@ -58,8 +57,11 @@ class Child:
 class Supervisor:
     """Holds the processes of one node; `run` blocks until `stop` or a signal."""
 
-    def __init__(self, home: Path, commands: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, home: Path, commands: Mapping[str, tuple[str, ...]], longest_restart_s: float = 30.0
+    ) -> None:
         self._home = home
+        self._longest_restart_s = longest_restart_s
         self._is_stopping = threading.Event()
         self._children = [Child(name, command) for name, command in commands.items()]
 
@@ -86,7 +88,7 @@ class Supervisor:
         if exit_status is None:
             return
         child.failures = 1 if now - child.started_at > HEALTHY_AFTER_S else child.failures + 1
-        delay_s = min(FIRST_RESTART_S * 2.0 ** min(child.failures - 1, 16), LONGEST_RESTART_S)
+        delay_s = min(FIRST_RESTART_S * 2.0 ** min(child.failures - 1, 16), self._longest_restart_s)
         self._forget(child)
         child.start_after = now + delay_s
         extra = {"process_name": child.name, "exit_status": exit_status, "delay_s": delay_s}
@@ -134,7 +136,8 @@ class Supervisor:
 def serve(settings: NodeSettings, config: Path | None) -> None:
     """Run the whole node on this machine until SIGTERM or SIGINT."""
     readiness.report(settings.home, "models", "the worker is starting")  # which takes it back
-    supervisor = Supervisor(settings.home, node_commands(settings, config))
+    commands = node_commands(settings, config)
+    supervisor = Supervisor(settings.home, commands, settings.serve.longest_restart_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     supervisor.run()
@@ -163,8 +166,11 @@ def only_node_of(home: Path) -> Iterator[None]:
 
 
 def require_free_ports(settings: NodeSettings) -> None:
-    """Raise CannotServe unless both ports of the node can be listened on."""
-    _require_free_port("dimse", settings.dimse.host, settings.dimse.port)
+    """Raise CannotServe unless every port of the node can be listened on."""
+    if not settings.tls.is_required:
+        _require_free_port("dimse", settings.dimse.host, settings.dimse.port)
+    if settings.tls.listen:
+        _require_free_port("tls", settings.dimse.host, settings.tls.port)
     _require_free_port("http", settings.http.host, settings.http.port)
 
 

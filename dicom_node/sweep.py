@@ -3,17 +3,22 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.completion import complete_studies
+from dicom_node.notes import IdentityRules
+from dicom_node.purge import purge
+from dicom_node.recovery import OrphanCollector
 from dicom_node.settings import NodeSettings
 from dicom_node.tasks import WakeUps
 from storage.database import Database
-from storage.deliveries import due_deliveries
+from storage.deliveries import due_destinations
 from storage.errors import StorageError
+from storage.files import open_files
 from storage.jobs import due_jobs
 from storage.part10 import discard_stale
 
@@ -29,8 +34,12 @@ class Sweep:
         self._database = database
         self._settings = settings
         self._wake_ups = wake_ups
+        self._files = open_files(settings.storage)
+        identity = IdentityRules(settings.identity.follow_rejection_notes)
+        self._orphans = OrphanCollector(database, self._files, settings.sweep.orphans_every_s, identity)
         self._sent_at: dict[str, float] = {}  # id -> monotonic seconds
         self._clean_after = 0.0
+        self._purge_after = 0.0
 
     def run(self, is_stopping: threading.Event) -> None:
         """Pass after pass until `is_stopping`."""
@@ -40,7 +49,7 @@ class Sweep:
 
     def run_once(self) -> None:
         """One pass; a step that fails is logged and tried again in the next."""
-        for step in (self._complete, self._wake_due, self._clean):
+        for step in (self._complete, self._wake_due, self._clean, self._collect_orphans, self._purge):
             try:
                 step()
             except (SQLAlchemyError, StorageError, OSError, OperationalError):
@@ -52,20 +61,20 @@ class Sweep:
 
     def _wake_due(self) -> None:
         with self._database.transaction() as tx:
-            jobs, deliveries = due_jobs(tx), due_deliveries(tx)
-        due = {*jobs, *deliveries}
+            jobs, destinations = due_jobs(tx), due_destinations(tx)
+        due = {*jobs, *destinations}
         self._sent_at = {work_id: at for work_id, at in self._sent_at.items() if work_id in due}
-        for job_id in jobs:
-            self._wake(job_id, self._wake_ups.run_job)
-        for delivery_id in deliveries:
-            self._wake(delivery_id, self._wake_ups.deliver)
+        self._wake(jobs, self._wake_ups.run_jobs)  # one wake-up for all: who wakes takes one after the other
+        for destination in destinations:
+            self._wake([destination], partial(self._wake_ups.deliver, destination))
 
-    def _wake(self, work_id: str, send: Callable[[str], None]) -> None:
+    def _wake(self, work: Sequence[str], send: Callable[[], None]) -> None:
         now = time.monotonic()
-        if now - self._sent_at.get(work_id, float("-inf")) < self._settings.sweep.reissue_s:
+        earliest = now - self._settings.sweep.reissue_s
+        if all(self._sent_at.get(work_id, float("-inf")) > earliest for work_id in work):
             return
-        send(work_id)
-        self._sent_at[work_id] = now
+        send()
+        self._sent_at |= dict.fromkeys(work, now)
 
     def _clean(self) -> None:
         if time.monotonic() < self._clean_after:
@@ -74,3 +83,14 @@ class Sweep:
         count = discard_stale(self._settings.storage.files_root, self._settings.sweep.stale_incoming_s)
         if count:
             logger.info("unfinished incoming files removed", extra={"count": count})
+
+    def _collect_orphans(self) -> None:
+        fates = self._orphans.step()
+        if fates:
+            logger.warning("files without a row", extra={"count": fates.total()})
+
+    def _purge(self) -> None:
+        if time.monotonic() < self._purge_after:
+            return
+        self._purge_after = time.monotonic() + self._settings.retention.look_every_s
+        purge(self._database, self._files, self._settings)

@@ -23,6 +23,7 @@ class Prompt:
     """The clinical question asked of the image; never text from DICOM attributes."""
 
     query: str
+    report: str = ""  # what an earlier report says, for models that can read one (MedSeg-R)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ InferenceError
  +-- PackageTampered    a file is missing or is not the one the package was made with
  +-- EngineRejected     a graph or execution provider is not what the predictor needs
  +-- InputRejected      this image or prompt cannot be answered; terminal
+ |    +-- UnsuitableImage   blank, noise, too small, of another kind: the sentence says which
  +-- OutputInvalid      an engine gave numbers that cannot be right
  +-- DeviceOutOfMemory  the device had no memory left; later it may have
 """
@@ -33,6 +34,10 @@ class EngineRejected(InferenceError):
 
 class InputRejected(InferenceError):
     """An image or prompt that cannot be answered; trying again will not help."""
+
+
+class UnsuitableImage(InputRejected):
+    """An image that nothing can be said about; the sentence begins with "Not suitable:"."""
 
 
 class OutputInvalid(InferenceError):

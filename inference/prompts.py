@@ -7,6 +7,7 @@ closed on purpose: every sentence can be checked against the mask. Form after Si
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 PAD, BOS, EOS, IM_START, IM_END, SEG = "<pad>", "<bos>", "<eos>", "<im_start>", "<im_end>", "[SEG]"
 SPECIAL_TOKENS: tuple[str, ...] = (PAD, BOS, EOS, IM_START, IM_END, SEG)  # ids 0..5, in this order
@@ -41,6 +42,10 @@ TARGETS: dict[str, str] = {  # modality phrase -> target; empty where nothing is
     "peripheral nerve ultrasound image": "nerve",
     "dermoscopy image": "",
 }
+# The paper says [SEG] before the chain; a causal model's [SEG] then cannot know what the chain will say.
+SegPlace = Literal["before", "after"]
+REGION_SENTENCE = f"It is {SEG}."
+NO_REGION_SENTENCE = "There is nothing to outline."
 DIAGNOSIS_CUE = "the diagnosis is"
 NO_DIAGNOSIS = "no diagnosis is made"
 
@@ -83,10 +88,9 @@ def prompt_text(query: str) -> str:
     return f"\nUSER: {query.strip()}{ANSWER_CUE}"
 
 
-def write_answer(findings: Findings) -> str:
+def write_answer(findings: Findings, seg_place: SegPlace = "before") -> str:
     """The closed answer for a region, starting with a space (it follows the answer cue)."""
-    return (
-        f" It is {SEG}."
+    chain = (
         f" Firstly, this is a {findings.modality} and the target is the {TARGETS[findings.modality]}."
         f" Secondly, the region lies in the {findings.zone} of the image"
         f" and covers about {findings.area_percent} percent of it."
@@ -95,11 +99,17 @@ def write_answer(findings: Findings) -> str:
         f" Fourthly, it is {findings.brightness} its surroundings and {findings.texture}."
         f" {_last_sentence(findings.diagnosis)}"
     )
+    return _placed(REGION_SENTENCE, chain, seg_place)
 
 
-def write_empty_answer(modality: str, diagnosis: str | None) -> str:
+def write_empty_answer(modality: str, diagnosis: str | None, seg_place: SegPlace = "before") -> str:
     """The closed answer where nothing is to be outlined, starting with a space."""
-    return f" There is nothing to outline. Firstly, this is a {modality}. {_last_sentence(diagnosis)}"
+    chain = f" Firstly, this is a {modality}. {_last_sentence(diagnosis)}"
+    return _placed(NO_REGION_SENTENCE, chain, seg_place)
+
+
+def _placed(sentence: str, chain: str, seg_place: SegPlace) -> str:
+    return f" {sentence}{chain}" if seg_place == "before" else f"{chain} {sentence}"
 
 
 def _last_sentence(diagnosis: str | None) -> str:
@@ -114,7 +124,7 @@ def parse_answer(text: str) -> ParsedAnswer:
     has_region = SEG in text
     ends_well = diagnosis is not None or f"Finally, {NO_DIAGNOSIS}." in text
     says_region = zone is not None and "Thirdly, its shape is" in text and "Fourthly, it is" in text
-    says_nothing = "There is nothing to outline." in text
+    says_nothing = NO_REGION_SENTENCE in text
     body = says_region and target is not None if has_region else says_nothing
     return ParsedAnswer(
         has_region=has_region,

@@ -28,3 +28,7 @@ class InferenceSettings(BaseModel):
         le=4096,
         description="Longest answer in tokens; empty means the model package's own limit.",
     )
+    test_mode: bool = Field(
+        default=False,
+        description="Let packages of the family `stub` run, whose results mean nothing: for tests of a node.",
+    )

@@ -10,9 +10,9 @@ compile() {
     .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
         --no-header --no-annotate --output-file "$output" "$@"
 }
-compile locks/dev.txt --extra cpu --extra postgres --extra redis --extra train --group dev \
+compile locks/dev.txt --extra cpu --extra postgres --extra redis --extra s3 --extra train --group dev \
     --no-emit-package torch "$@"
 compile locks/default.txt --extra cpu --group build --constraints locks/dev.txt
-compile locks/node.txt --extra postgres --extra redis --group build --constraints locks/dev.txt
-compile locks/worker.txt --extra cpu --extra postgres --extra redis --group build --constraints locks/dev.txt
-compile locks/worker-gpu.txt --extra gpu --extra postgres --extra redis --group build --constraints locks/dev.txt
+compile locks/node.txt --extra postgres --extra redis --extra s3 --group build --constraints locks/dev.txt
+compile locks/worker.txt --extra cpu --extra postgres --extra redis --extra s3 --group build --constraints locks/dev.txt
+compile locks/worker-gpu.txt --extra gpu --extra postgres --extra redis --extra s3 --group build --constraints locks/dev.txt

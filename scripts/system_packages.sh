@@ -20,6 +20,12 @@ chromium chromium
 redis-server redis-server
 rabbitmq-server rabbitmq-server
 npm npm
+wrk wrk
+gcc gcc
+/usr/include/stdio.h libc6-dev
+mkfs.ext4 e2fsprogs
+losetup mount
+openssl openssl
 LIST
 }
 

@@ -22,11 +22,22 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Double, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Double,
+    Engine,
+    case,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -34,8 +45,11 @@ from storage.durable import disk_errors, make_durable_directory
 from storage.errors import DatabaseRefused, SchemaMismatch, StorageError, StorageFull, StorageUnavailable
 
 Transaction: TypeAlias = Session
+DRIVER = "driver"  # key of `Session.info`: the driver's connection, where it is known to stay the same
 
-_LOCK_TIMEOUT_S = 60.0
+_LOCK_TIMEOUT_S = 15.0  # nobody holds a lock for so long; who asked us waits for an answer
+ANSWER_WITHIN_S = 20.0  # as settings.database_answer_s, for those without a configuration
+_POOL_TIMEOUT_S = 10.0
 _DISK_FULL = frozenset({"SQLITE_FULL", "53100"})  # SQLite's error name, PostgreSQL's SQLSTATE
 _MIGRATION_LOCK = 0x51345E6  # any number that nobody else uses for pg_advisory_xact_lock
 
@@ -65,13 +79,19 @@ def database_now() -> DatabaseNow:
     return DatabaseNow()
 
 
+def now_after(at: InstrumentedAttribute[Any]) -> ColumnElement[float]:
+    """The database's clock, but not before `at`: set back or not, nothing ends before it began."""
+    return case((at > database_now(), at), else_=database_now())
+
+
 class Database:
     """Holds the connections to one database; safe to share between threads and to inherit by fork."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, answer_within_s: float | None = ANSWER_WITHIN_S) -> None:
         parsed = make_url(url)
         is_sqlite = parsed.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(parsed) if is_sqlite else _postgresql_engine(parsed)
+        self._engine = _sqlite_engine(parsed) if is_sqlite else _postgresql_engine(parsed, answer_within_s)
+        self._writers: list[Writer] = []
         self._reading_engine = self._engine.execution_options(is_reading=True, postgresql_readonly=True)
         os.register_at_fork(after_in_child=partial(_forget_connections, weakref.ref(self._engine)))
 
@@ -84,7 +104,7 @@ class Database:
         StorageFull
             If the database has no room left.
         StorageUnavailable
-            If the database cannot be reached, or is locked for a minute.
+            If the database cannot be reached, says nothing for 20 s, or is locked for 15 s.
         DatabaseRefused
             If a statement breaks a constraint; its message names columns, never values.
         """
@@ -101,15 +121,90 @@ class Database:
         ):
             yield session
 
+    def writer(self) -> "Writer":
+        """Give what the group commit of arrivals writes with."""
+        writer = Writer(self, self._engine)
+        self._writers.append(writer)
+        return writer
+
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every connection."""
+        for writer in self._writers:
+            writer.close()
         self._engine.dispose()
+
+
+class Writer:
+    """Transactions one after the other, of one thread at a time; on SQLite always on the same connection.
+
+    Making a session, taking a connection out of the pool and putting it back, and SQLAlchemy's own account of
+    the transaction cost more than the statements of an arrival: here BEGIN and COMMIT go to the driver.
+    PostgreSQL's connections are taken anew: they may be gone in between.
+    """
+
+    def __init__(self, database: Database, engine: Engine) -> None:
+        self._database = database
+        self._engine = engine.execution_options(is_only_writing=True)
+        self._is_kept = engine.dialect.name == "sqlite"
+        self._session: Session | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Open a transaction as `Database.transaction` does."""
+        if not self._is_kept:
+            with self._database.transaction() as tx:
+                yield tx
+            return
+        with _translated_errors():
+            session, self._session = self._session or self._open(), None
+            driver: sqlite3.Connection = session.info[DRIVER]
+            try:
+                _run(driver, "BEGIN IMMEDIATE")
+                yield session
+                session.flush()
+                _run(driver, "COMMIT")
+            except BaseException:
+                if driver.in_transaction:
+                    driver.execute("ROLLBACK")
+                _close(session)
+                raise
+            session.expunge_all()
+            self._session = session
+
+    def close(self) -> None:
+        """Give the connection back."""
+        session, self._session = self._session, None
+        if session is not None:
+            _close(session)
+
+    def _open(self) -> Session:
+        connection = self._engine.connect()
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA query_only=OFF")  # it may have been used for reading
+        session = Session(connection, expire_on_commit=False, info={DRIVER: driver})
+        session.connection()  # SQLAlchemy believes in one long transaction from here on
+        return session
+
+
+def _run(driver: sqlite3.Connection, sql: str) -> None:
+    """Execute on the driver; errors are SQLAlchemy's."""
+    try:
+        driver.execute(sql)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(sql, None, error, sqlite3.Error, hide_parameters=True) from None
+
+
+def _close(session: Session) -> None:
+    connection = session.get_bind()
+    session.close()
+    if isinstance(connection, Connection):
+        connection.close()
 
 
 def upgrade(url: str) -> None:
     """Bring the tables to this program's version; does nothing when they are; safe in several processes."""
     _create_sqlite_file(make_url(url))
-    database = Database(url)
+    database = Database(url, answer_within_s=None)  # a step may take long over many rows
     try:
         with database.transaction() as tx:
             connection = tx.connection()
@@ -167,27 +262,37 @@ def _sqlite_engine(url: URL) -> Engine:
         url,
         connect_args={"timeout": _LOCK_TIMEOUT_S},
         hide_parameters=True,  # exceptions end up in logs, and parameters are patient attributes
-        pool_size=5,
-        max_overflow=45,
+        pool_size=20,  # more would be opened and closed again for every request of a busy web server
+        max_overflow=30,
     )
     event.listen(engine, "connect", _prepare_sqlite_connection)
     event.listen(engine, "begin", _begin_on_sqlite)
     return engine
 
 
-def _postgresql_engine(url: URL) -> Engine:
+def _postgresql_engine(url: URL, answer_within_s: float | None) -> Engine:
+    from storage import postgresql  # noqa: PLC0415 - psycopg is an extra; SQLite needs none
+
     lock_timeout_ms = int(_LOCK_TIMEOUT_S * 1000)
-    return create_engine(
+    engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         connect_args={
-            "connect_timeout": 10,
             "options": f"-c synchronous_commit=on -c lock_timeout={lock_timeout_ms}",
         },
         hide_parameters=True,
         pool_pre_ping=True,
+        pool_timeout=_POOL_TIMEOUT_S,
         pool_size=5,
         max_overflow=20,
     )
+    event.listen(
+        engine,
+        "do_connect",
+        lambda _dialect, _record, arguments, options: postgresql.connect(
+            answer_within_s, *arguments, **options
+        ),
+    )
+    return engine
 
 
 def _prepare_sqlite_connection(connection: sqlite3.Connection, _record: object) -> None:
@@ -214,6 +319,8 @@ def _enter_wal_mode(connection: sqlite3.Connection) -> None:
 
 
 def _begin_on_sqlite(connection: Connection) -> None:
+    if connection.get_execution_options().get("is_only_writing"):
+        return  # the Writer says it
     is_reading = bool(connection.get_execution_options().get("is_reading"))
     connection.exec_driver_sql(f"PRAGMA query_only={'ON' if is_reading else 'OFF'}")
     connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
@@ -231,7 +338,7 @@ def _create_sqlite_file(url: URL) -> None:
         return
     path = Path(url.database)
     with disk_errors():
-        make_durable_directory(path.parent)
+        make_durable_directory(str(path.parent))
         path.touch(mode=0o600)  # the index names patients; SQLite gives its side files the same mode
 
 

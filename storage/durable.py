@@ -23,7 +23,7 @@ def fsync(descriptor: int) -> None:
         raise NotDurable(msg) from error
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path | str) -> None:
     """Flush the names in `path` to the disk: what is renamed or made there is only then certain."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -33,17 +33,17 @@ def fsync_directory(path: Path) -> None:
 
 
 @lru_cache(maxsize=1 << 17)
-def make_durable_directory(root: Path, *names: str) -> Path:
+def make_durable_directory(root: str, *names: str) -> str:
     """Make `root`/`names`..., private to this user, and fsync the directory above each new name.
 
     Once per process and directory, whoever made it: another process may have made it a moment ago
     and not yet fsynced the one above.
     """
     if not names:
-        return _make_durable_root(root)
+        return str(_make_durable_root(Path(root)))
     above = make_durable_directory(root, *names[:-1])
-    path = above / names[-1]
-    path.mkdir(mode=0o700, exist_ok=True)
+    path = f"{above}/{names[-1]}"
+    Path(path).mkdir(mode=0o700, exist_ok=True)
     fsync_directory(above)
     return path
 
@@ -54,11 +54,16 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            msg = "no room left for files: free disk space or raise the quota"
-            raise StorageFull(msg) from error
-        msg = f"the disk cannot be used ({errno_name(error)}): check that it is mounted and writable"
-        raise StorageUnavailable(msg) from error
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError) -> StorageUnavailable:
+    """Say an OSError of the disk in this room's words: StorageFull or StorageUnavailable."""
+    if error.errno in _NO_ROOM:
+        return StorageFull("no room left for files: free disk space or raise the quota")
+    return StorageUnavailable(
+        f"the disk cannot be used ({errno_name(error)}): check that it is mounted and writable"
+    )
 
 
 def errno_name(error: OSError) -> str:

@@ -6,6 +6,7 @@ StorageError
 ├── NotDurable             fsync failed: nobody knows what the disk holds; never tried again
 ├── DatabaseRefused        a statement broke a constraint: a mistake of this program
 ├── SchemaMismatch         the tables are older or newer than this program
+├── IndexNotEmpty          an index that has instances is not made anew
 ├── InstanceUnidentified   a data set without usable UIDs
 ├── InstanceConflict       a known UID came with other content
 ├── InstanceMissing        a row without its file, or a UID that nobody knows
@@ -43,6 +44,10 @@ class DatabaseRefused(StorageError):
 
 class SchemaMismatch(StorageError):
     """The database's tables are not those of this program."""
+
+
+class IndexNotEmpty(StorageError):
+    """The index has instances, so it was not lost and is not made anew."""
 
 
 class InstanceUnidentified(StorageError):

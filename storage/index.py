@@ -4,17 +4,26 @@ Every transaction that adds to a study locks its Study row first, so that arriva
 reopening of one study happen one after the other.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Any
 
-from sqlalchemy import case, func, null, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import ColumnElement, select
 
+from storage.arrival import Known, insert_instance, insert_series, known_of, upsert_study
 from storage.database import Transaction, database_now
 from storage.errors import InstanceConflict
+from storage.identity import (
+    HIDDEN,
+    OTHER_PATIENT,
+    SET_ASIDE,
+    follow_note,
+    hide_rejected,
+    is_same_image,
+    is_shown,
+    names_other_patient,
+    note_identity,
+    take_correction,
+)
 from storage.records import InstanceRecord, Origin, record_from_dataset
 from storage.search import (
     InstanceMatch,
@@ -27,7 +36,6 @@ from storage.search import (
 )
 from storage.studies import QuietStudy, mark_complete, quiet_studies, record_outcome, request_completion
 from storage.tables import Conflict, Instance, Series, Study
-from storage.text import fold_name
 from storage.upsert import insert_into
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "find_instance",
     "find_study",
     "index_instance",
+    "index_instances",
     "instances_of_series",
     "instances_of_study",
     "mark_complete",
@@ -62,6 +71,8 @@ class IndexResult(StrEnum):
     NEW = "NEW"
     DUPLICATE = "DUPLICATE"  # same UID, same bytes: nothing changed
     CONFLICT = "CONFLICT"  # same UID, other bytes: the first stays, the second is in quarantine
+    OTHER_PATIENT = "OTHER PATIENT"  # its study belongs to another patient: it is in quarantine
+    CORRECTED = "CORRECTED"  # same image, other patient, by a sender that may say so; the first is set aside
 
 
 def index_instance(tx: Transaction, record: InstanceRecord) -> IndexResult:
@@ -71,11 +82,21 @@ def index_instance(tx: Transaction, record: InstanceRecord) -> IndexResult:
     study under the next version when it was complete.
     """
     try:
+        if _has_one_writer(tx):
+            return _enter(tx, record)
         with tx.begin_nested():
             return _enter(tx, record)
     except InstanceConflict as conflict:
         _quarantine(tx, record, conflict)
-        return IndexResult.CONFLICT
+        if conflict.reason != OTHER_PATIENT:
+            return IndexResult.CONFLICT
+        note_identity(tx, record.study_instance_uid, SET_ASIDE)
+        return IndexResult.OTHER_PATIENT
+
+
+def index_instances(tx: Transaction, records: Iterable[InstanceRecord]) -> list[IndexResult]:
+    """Enter several instances in one transaction, each as `index_instance` does."""
+    return [index_instance(tx, record) for record in records]
 
 
 def find_study(tx: Transaction, study_instance_uid: str) -> Study | None:
@@ -84,18 +105,22 @@ def find_study(tx: Transaction, study_instance_uid: str) -> Study | None:
 
 
 def find_instance(tx: Transaction, sop_instance_uid: str) -> Instance | None:
-    """Return the instance's row, or None."""
-    return tx.get(Instance, sop_instance_uid, populate_existing=True)
+    """Return the instance's row; None when there is none, or it was rejected or withdrawn."""
+    found = tx.get(Instance, sop_instance_uid, populate_existing=True)
+    return None if found is None or found.retired_as in HIDDEN else found
 
 
 def instances_of_series(tx: Transaction, series_instance_uid: str) -> Sequence[Instance]:
-    """Return the series' instances by Instance Number, then UID; geometry is the caller's to sort by."""
-    return _instances(tx, Instance.series_instance_uid, series_instance_uid)
+    """Return the series' instances by Instance Number, then UID; geometry is the caller's to sort by.
+
+    What was rejected or withdrawn is not among them.
+    """
+    return _instances(tx, Instance.series_instance_uid == series_instance_uid, is_shown())
 
 
 def instances_of_study(tx: Transaction, study_instance_uid: str) -> Sequence[Instance]:
-    """Return the study's instances, series by series."""
-    return _instances(tx, Instance.study_instance_uid, study_instance_uid)
+    """Return the study's instances, series by series, without results that newer ones replace."""
+    return _instances(tx, Instance.study_instance_uid == study_instance_uid, Instance.retired_as.is_(None))
 
 
 def series_of_study(tx: Transaction, study_instance_uid: str) -> Sequence[Series]:
@@ -109,107 +134,79 @@ def series_of_study(tx: Transaction, study_instance_uid: str) -> Sequence[Series
     return tx.scalars(statement).all()
 
 
-def _instances(tx: Transaction, column: InstrumentedAttribute[str], uid: str) -> Sequence[Instance]:
+def _instances(tx: Transaction, *conditions: ColumnElement[bool]) -> Sequence[Instance]:
     order = (Instance.series_instance_uid, Instance.instance_number.nulls_last(), Instance.sop_instance_uid)
-    statement = select(Instance).where(column == uid).order_by(*order)
+    statement = select(Instance).where(*conditions).order_by(*order)
     return tx.scalars(statement.execution_options(populate_existing=True)).all()
 
 
+def _has_one_writer(tx: Transaction) -> bool:
+    """SQLite: nothing can change between what `_enter` reads and what it writes, so nothing is undone."""
+    return tx.get_bind().dialect.name == "sqlite"
+
+
 def _enter(tx: Transaction, record: InstanceRecord) -> IndexResult:
-    if _is_known(tx, record):
+    known = known_of(tx, record)
+    if record.may_correct and _corrects(tx, record, known):
+        return IndexResult.CORRECTED
+    if _is_duplicate(record, known):
         return IndexResult.DUPLICATE
-    _upsert_study(tx, record)
-    _upsert_series(tx, record)
-    if not _insert_instance(tx, record):
-        _is_known(tx, record)  # another transaction entered it a moment ago; raises if it was other content
-        return IndexResult.DUPLICATE
-    if not record.is_own_result:
-        _restart_quiet_period(tx, record.study_instance_uid)
+    if known.series_study_uid not in (None, record.study_instance_uid):
+        raise InstanceConflict(record.sop_instance_uid, "its series belongs to another study", "")
+    if not record.is_own_result and names_other_patient(record, known.patient_id):
+        _require_correction(tx, record)
+    upsert_study(tx, record)
+    if known.series_study_uid is None and not insert_series(tx, record):
+        return _enter_overtaken(tx, record)
+    if not insert_instance(tx, record):
+        return _enter_overtaken(tx, record)
+    _follow(tx, record, known)
     return IndexResult.NEW
 
 
-def _is_known(tx: Transaction, record: InstanceRecord) -> bool:
-    """Say whether the same instance is in the index; raises InstanceConflict for other content."""
-    statement = select(Instance.sha256).where(Instance.sop_instance_uid == record.sop_instance_uid)
-    first_sha256 = tx.scalar(statement)
-    if first_sha256 is None or first_sha256 == record.stored.sha256:
-        return first_sha256 is not None
-    raise InstanceConflict(record.sop_instance_uid, "its UID came with other content before", first_sha256)
+def _corrects(tx: Transaction, record: InstanceRecord, known: Known) -> bool:
+    """Take other content of a known instance from a sender that may correct, if it is the same image."""
+    if known.sha256 in (None, record.stored.sha256) or known.series_study_uid != record.study_instance_uid:
+        return False
+    first = find_instance(tx, record.sop_instance_uid)
+    if first is None or not is_same_image(record, first):
+        return False
+    take_correction(tx, record, known.sha256)
+    return True
 
 
-def _upsert_study(tx: Transaction, record: InstanceRecord) -> None:
-    # The first non-empty value of an attribute stays; the update also locks the row.
-    attributes = asdict(record.study) | {
-        "patient_name_folded": fold_name(record.study.patient_name),
-        "referring_physician_name_folded": fold_name(record.study.referring_physician_name),
-    }
-    insert = insert_into(tx, Study).values(
-        study_instance_uid=record.study_instance_uid,
-        version=1,
-        created_at=database_now(),
-        last_received_at=database_now(),
-        **attributes,
-    )
-    filled = {name: _first_known(insert, getattr(Study, name), name) for name in attributes}
-    tx.execute(insert.on_conflict_do_update(index_elements=[Study.study_instance_uid], set_=filled))
+def _require_correction(tx: Transaction, record: InstanceRecord) -> None:
+    """Let the study change hands if its sender may say so; raises InstanceConflict otherwise."""
+    if not record.may_correct:
+        raise InstanceConflict(record.sop_instance_uid, OTHER_PATIENT, "")
+    take_correction(tx, record, None)
 
 
-def _first_known(
-    insert: sqlite.Insert | postgresql.Insert, column: InstrumentedAttribute[str], name: str
-) -> Any:
-    return func.coalesce(func.nullif(column, ""), insert.excluded[name])
+def _follow(tx: Transaction, record: InstanceRecord, known: Known) -> None:
+    """Do what an instance, or a note that came before it, means for others."""
+    if known.note_uid is not None:
+        hide_rejected(tx, record.sop_instance_uid, known.note_uid)
+    if record.note is not None and not record.is_own_result:
+        follow_note(tx, record, record.note)
 
 
-def _upsert_series(tx: Transaction, record: InstanceRecord) -> None:
-    insert = insert_into(tx, Series).values(
-        series_instance_uid=record.series_instance_uid,
-        study_instance_uid=record.study_instance_uid,
-        is_own_result=record.is_own_result,
-        **asdict(record.series),
-    )
-    tx.execute(insert.on_conflict_do_nothing(index_elements=[Series.series_instance_uid]))
-    uid = Series.series_instance_uid == record.series_instance_uid
-    if tx.scalar(select(Series.study_instance_uid).where(uid)) != record.study_instance_uid:
+def _enter_overtaken(tx: Transaction, record: InstanceRecord) -> IndexResult:
+    """Go on after another transaction entered the same series or instance a moment ago (PostgreSQL)."""
+    known = known_of(tx, record)
+    if _is_duplicate(record, known):
+        return IndexResult.DUPLICATE
+    if known.series_study_uid != record.study_instance_uid:
         raise InstanceConflict(record.sop_instance_uid, "its series belongs to another study", "")
+    insert_instance(tx, record)
+    _follow(tx, record, known)
+    return IndexResult.NEW
 
 
-def _insert_instance(tx: Transaction, record: InstanceRecord) -> bool:
-    insert = (
-        insert_into(tx, Instance)
-        .values(
-            sop_instance_uid=record.sop_instance_uid,
-            series_instance_uid=record.series_instance_uid,
-            study_instance_uid=record.study_instance_uid,
-            sop_class_uid=record.sop_class_uid,
-            transfer_syntax_uid=record.transfer_syntax_uid,
-            origin_kind=record.origin.kind,
-            origin_detail=record.origin.detail,
-            received_at=database_now(),
-            **asdict(record.image),
-            **asdict(record.stored),
-        )
-        .on_conflict_do_nothing(index_elements=[Instance.sop_instance_uid])
-        .returning(Instance.sop_instance_uid)
-    )
-    return tx.execute(insert).first() is not None
-
-
-def _restart_quiet_period(tx: Transaction, study_instance_uid: str) -> None:
-    # An earlier request to complete meant the instances of that moment, so it ends with a new one.
-    statement = (
-        update(Study)
-        .where(Study.study_instance_uid == study_instance_uid)
-        .values(
-            last_received_at=database_now(),
-            version=case((Study.completed_at.is_(None), Study.version), else_=Study.version + 1),
-            completed_at=null(),
-            complete_requested_by=null(),
-            evidence=null(),
-            outcome=null(),
-        )
-        .execution_options(synchronize_session=False)
-    )
-    tx.execute(statement)
+def _is_duplicate(record: InstanceRecord, known: Known) -> bool:
+    """Say whether the same instance is in the index; raises InstanceConflict for other content."""
+    if known.sha256 is None or known.sha256 == record.stored.sha256:
+        return known.sha256 is not None
+    raise InstanceConflict(record.sop_instance_uid, "its UID came with other content before", known.sha256)
 
 
 def _quarantine(tx: Transaction, record: InstanceRecord, conflict: InstanceConflict) -> None:

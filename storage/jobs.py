@@ -8,18 +8,18 @@ Source: PS3.4 CC.1.1.
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import ColumnElement, exists, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from storage.database import Transaction, database_now
+from storage.database import Transaction, database_now, now_after
 from storage.errors import IllegalTransition, InstanceMissing, LeaseLost
 from storage.leases import granted, is_due, released
-from storage.tables import Job, JobAttempt
+from storage.tables import Job, JobAttempt, Study
 from storage.text import clean_text
 from storage.upsert import insert_into
 
@@ -40,7 +40,16 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.CANCELED: frozenset(),
 }
 
-_GIVEN_UP = "FAILED"  # outcome
+FAILED = "FAILED"  # outcome of a dead letter
+AGING_S = 60.0  # seconds of waiting that count as one step of priority
+_REQUEST = (
+    Job.study_instance_uid,
+    Job.study_version,
+    Job.series_instance_uid,
+    Job.model,
+    Job.query,
+    Job.repeat,
+)
 _OPEN = (JobState.SCHEDULED, JobState.IN_PROGRESS)
 
 
@@ -72,6 +81,7 @@ class ClaimedJob:
     target: str | None
     fence: int
     attempt: int
+    tries: int  # attempts that count: those handed back do not
     created_at: float  # UTC epoch seconds, database clock
     lease_expires_at: float
 
@@ -91,21 +101,90 @@ def create_job(tx: Transaction, request: JobRequest) -> str | None:
             state=JobState.SCHEDULED,
             fence=0,
             attempts=0,
+            handed_back=0,
+            repeat=0,
             created_at=database_now(),
             **vars(request),
         )
-        .on_conflict_do_nothing(
-            index_elements=[
-                Job.study_instance_uid,
-                Job.study_version,
-                Job.series_instance_uid,
-                Job.model,
-                Job.query,
-            ]
-        )
+        .on_conflict_do_nothing(index_elements=_REQUEST)
         .returning(Job.job_id)
     )
     return tx.scalar(insert)
+
+
+def requeue_job(tx: Transaction, job_id: str, by: str) -> str:
+    """Schedule a job that ended as FAILED once more, as a new job, and return its id; `by` is recorded.
+
+    States of the failed job stay final. Asked twice, the second time gives the job that the first time made.
+
+    Raises
+    ------
+    InstanceMissing
+        If there is no such job.
+    IllegalTransition
+        If it did not fail, or the study has a newer version, whose own jobs take its place.
+    """
+    failed = tx.get(Job, job_id, populate_existing=True)
+    if failed is None:
+        raise InstanceMissing(f"no job {job_id}")
+    if (failed.state, failed.outcome) != (JobState.CANCELED, FAILED):
+        raise IllegalTransition(f"job {job_id}", failed.outcome or failed.state, JobState.SCHEDULED)
+    study = tx.get(Study, failed.study_instance_uid, populate_existing=True)
+    if study is not None and study.version != failed.study_version:
+        raise IllegalTransition(f"job {job_id}", "of an older version of its study", JobState.SCHEDULED)
+    values = {column.key: getattr(failed, column.key) for column in _REQUEST[:-1]}
+    insert = insert_into(tx, Job).values(
+        **values,
+        job_id=uuid.uuid4().hex,
+        rule=failed.rule,
+        target=failed.target,
+        priority=failed.priority,
+        state=JobState.SCHEDULED,
+        fence=0,
+        attempts=0,
+        handed_back=0,
+        repeat=failed.repeat + 1,
+        requeued_from=job_id,
+        requeued_by=clean_text(by, 256),
+        created_at=database_now(),
+    )
+    tx.execute(insert.on_conflict_do_nothing(index_elements=_REQUEST))
+    return tx.scalars(select(Job.job_id).where(Job.requeued_from == job_id)).one()
+
+
+def failed_jobs(tx: Transaction, limit: int = 10_000) -> list[str]:
+    """Return the ids of the dead letters: jobs that failed and that nobody asked for again, oldest first."""
+    again = aliased(Job)
+    statement = (
+        select(Job.job_id)
+        .where(Job.state == JobState.CANCELED, Job.outcome == FAILED)
+        .where(~exists().where(again.requeued_from == Job.job_id))
+        .order_by(Job.finished_at, Job.job_id)
+    )
+    return list(tx.scalars(statement.limit(limit)))
+
+
+def claim_next_job(
+    tx: Transaction,
+    worker: str,
+    lease_s: float,
+    max_attempts: int,
+    *,
+    aging_s: float = AGING_S,
+    given_up: Callable[[Job], object] = lambda _: None,
+) -> ClaimedJob | None:
+    """Take the job that should run next, as `claim_job` does; None when none is due.
+
+    `given_up` is called, in this transaction, with every job that was out of attempts and is FAILED now.
+    """
+    for job_id in due_jobs(tx, aging_s=aging_s):
+        claimed = claim_job(tx, job_id, worker, lease_s, max_attempts)
+        if claimed is not None:
+            return claimed
+        job = tx.get(Job, job_id, populate_existing=True)
+        if job is not None and job.outcome == FAILED:
+            given_up(job)
+    return None
 
 
 def claim_job(
@@ -118,7 +197,7 @@ def claim_job(
     _give_up(tx, job_id, max_attempts)
     statement = (
         update(Job)
-        .where(Job.job_id == job_id, is_due(Job, _OPEN), Job.attempts < max_attempts)
+        .where(Job.job_id == job_id, is_due(Job, _OPEN), _tries() < max_attempts)
         .values(
             {
                 Job.state: JobState.IN_PROGRESS,
@@ -191,10 +270,40 @@ def retry_job_later(tx: Transaction, job_id: str, fence: int, error: str, delay_
     _end_attempts(tx, job_id, clean_text(error, 1000))
 
 
-def due_jobs(tx: Transaction, limit: int = 100) -> list[str]:
-    """Return the ids of jobs that somebody should claim now: the most urgent, then the oldest first."""
-    statement = select(Job.job_id).where(is_due(Job, _OPEN)).order_by(Job.priority.desc(), Job.created_at)
-    return list(tx.scalars(statement.limit(limit)))
+def hand_back_job(tx: Transaction, job_id: str, fence: int) -> None:
+    """Let go of a job whose worker has to end; the attempt does not count. Raises as `complete_job` does."""
+    values = {**released(Job), Job.handed_back: Job.handed_back + 1}
+    if not _update_held(tx, job_id, fence, values):
+        _explain(tx, job_id, fence, JobState.CANCELED)
+    _end_attempts(tx, job_id, "handed back: its worker was told to end")
+
+
+def due_jobs(tx: Transaction, limit: int = 100, *, aging_s: float = AGING_S) -> list[str]:
+    """Return the ids of jobs that somebody should claim now, the next one first.
+
+    The most urgent go first and the oldest among those; every `aging_s` seconds of waiting count as one step
+    of priority, so that nothing waits for ever.
+    """
+    # What was asked for before the clock was set back has waited for nothing yet, not for less than that.
+    urgency = Job.priority + (now_after(Job.created_at) - Job.created_at) / aging_s
+    order = (urgency.desc(), Job.created_at, Job.job_id)
+    return list(tx.scalars(select(Job.job_id).where(is_due(Job, _OPEN)).order_by(*order).limit(limit)))
+
+
+def series_asked_alike(tx: Transaction, job: ClaimedJob) -> list[str]:
+    """Series of the same study version that the same model is asked the same of, this job's among them."""
+    statement = select(Job.series_instance_uid).where(
+        Job.study_instance_uid == job.study_instance_uid,
+        Job.study_version == job.study_version,
+        Job.model == job.model,
+        Job.query == job.query,
+    )
+    return sorted(tx.scalars(statement))
+
+
+def _tries() -> ColumnElement[int]:
+    """Attempts that count: those that a worker handed back do not."""
+    return Job.attempts - Job.handed_back
 
 
 _CLAIMED = (
@@ -208,6 +317,7 @@ _CLAIMED = (
     Job.target,
     Job.fence,
     Job.attempts.label("attempt"),
+    _tries().label("tries"),
     Job.created_at,
     Job.lease_expires_at,
 )
@@ -226,13 +336,13 @@ def _give_up(tx: Transaction, job_id: str, max_attempts: int) -> None:
     reason = f"gave up after {max_attempts} attempts"
     statement = (
         update(Job)
-        .where(Job.job_id == job_id, is_due(Job, _OPEN), Job.attempts >= max_attempts)
+        .where(Job.job_id == job_id, is_due(Job, _OPEN), _tries() >= max_attempts)
         .values(
             {
                 Job.state: JobState.CANCELED,
-                Job.outcome: _GIVEN_UP,
+                Job.outcome: FAILED,
                 Job.reason: func.substr(reason + func.coalesce(last_error, ""), 1, 1000),
-                Job.finished_at: database_now(),
+                Job.finished_at: now_after(Job.started_at),
                 Job.fence: Job.fence + 1,
                 **released(Job),
             }
@@ -245,7 +355,7 @@ def _give_up(tx: Transaction, job_id: str, max_attempts: int) -> None:
 
 
 def _finish(tx: Transaction, job_id: str, fence: int, state: JobState, values: _Values) -> None:
-    finished = {Job.state: state, Job.finished_at: database_now(), **released(Job), **values}
+    finished = {Job.state: state, Job.finished_at: now_after(Job.started_at), **released(Job), **values}
     if not _update_held(tx, job_id, fence, finished):
         _explain(tx, job_id, fence, state)
 
@@ -281,7 +391,7 @@ def _end_attempts(tx: Transaction, job_id: str, error: str | None) -> None:
     statement = (
         update(JobAttempt)
         .where(JobAttempt.job_id == job_id, JobAttempt.ended_at.is_(None))
-        .values(ended_at=database_now(), error=error)
+        .values(ended_at=now_after(JobAttempt.started_at), error=error)
         .execution_options(synchronize_session=False)
     )
     tx.execute(statement)

@@ -12,19 +12,28 @@ from sqlalchemy import ColumnElement, and_, null, or_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from storage.database import database_now
-from storage.tables import Delivery, Job
+from storage.tables import CommitmentReport, Delivery, Job
 from storage.text import clean_text
 
-Leasable = type[Job] | type[Delivery]
+# The longest that the settings allow.
+LONGEST_LEASE_S = 3600.0
+LONGEST_DELAY_S = 86400.0
+
+Leasable = type[Job] | type[Delivery] | type[CommitmentReport]
 
 
 def is_due(table: Leasable, open_states: tuple[str, ...]) -> ColumnElement[bool]:
     """Not finished, not waiting for its next attempt, and held by nobody whose lease still runs."""
     return and_(
         table.state.in_(open_states),
-        or_(table.next_attempt_at.is_(None), table.next_attempt_at <= database_now()),
-        or_(table.lease_expires_at.is_(None), table.lease_expires_at <= database_now()),
+        has_come(table.next_attempt_at, LONGEST_DELAY_S),
+        has_come(table.lease_expires_at, LONGEST_LEASE_S),
     )
+
+
+def has_come(at: InstrumentedAttribute[float | None], longest_s: float) -> ColumnElement[bool]:
+    """Not set, past, or so far ahead that it was written before the clock was set back."""
+    return or_(at.is_(None), at <= database_now(), at > database_now() + longest_s)
 
 
 def granted(table: Leasable, worker: str, lease_s: float) -> dict[InstrumentedAttribute[Any], Any]:

@@ -1,31 +1,50 @@
 """DICOM Part 10 files: written durably under their content address, read back, never named after a UID.
 
     incoming/<random>.part            while the bytes arrive
-    objects/ab/cd/<sha256>.dcm        once they are complete: fsync, rename, fsync of the directory
+    objects/ab/<sha256>.dcm           once they are complete: fsync, rename, fsync of the directory
+
+256 folders, not 65,536: each new one costs an fsync, and several files that are kept together share the
+fsync of their folder. Files of earlier versions lie one folder deeper and are found there.
 
 A kept file is never removed here, not even when its row could not be written: the same bytes may already
 belong to an instance that was acknowledged on another association. `storage.fsck` lists orphans.
 """
 
+import ctypes
 import hashlib
 import os
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from storage.durable import disk_errors, errno_name, fsync, fsync_directory, make_durable_directory
+from storage.durable import (
+    disk_error,
+    disk_errors,
+    errno_name,
+    fsync,
+    fsync_directory,
+    make_durable_directory,
+)
 from storage.errors import InstanceMissing, PathRefused, StorageUnavailable
 
 INCOMING = "incoming"
 OBJECTS = "objects"
 
-_OBJECT_PATH = re.compile(rf"{OBJECTS}/([0-9a-f]{{2}})/([0-9a-f]{{2}})/(\1\2[0-9a-f]{{60}})\.dcm", re.ASCII)
-_BUFFER_BYTES = 1 << 18
+_HEX = "[0-9a-f]"
+_OBJECT_PATH = re.compile(
+    rf"{OBJECTS}/({_HEX}{{2}})/(?:\1{_HEX}{{62}}|({_HEX}{{2}})/\1\2{_HEX}{{60}})\.dcm", re.ASCII
+)
+_WRITE_OUT_BYTES = 1 << 17  # written data is sent on its way to the disk in pieces of this size
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 @dataclass(frozen=True)
@@ -42,29 +61,42 @@ class IncomingFile:
 
     def __init__(self, files_root: Path) -> None:
         self._files_root = files_root
-        self._path = files_root / INCOMING / f"{secrets.token_hex(16)}.part"
+        self.name = f"{files_root}/{INCOMING}/{secrets.token_hex(16)}.part"
         self._digest = hashlib.sha256()
+        self._sealed: StoredFile | None = None
+        self._written_out = 0  # bytes that the disk was asked to take already
         self.size_bytes = 0
         with disk_errors():
-            make_durable_directory(files_root, INCOMING)
-            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-            self._file = os.fdopen(descriptor, "wb", buffering=_BUFFER_BYTES)
+            make_durable_directory(str(files_root), INCOMING)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self.name, flags, 0o600)
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are while they arrive."""
+        return Path(self.name)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`; raises StorageFull when the disk has no room for it."""
-        with disk_errors():
-            self._file.write(data)
+        descriptor = self._descriptor
+        length = len(data) if isinstance(data, bytes) else data.nbytes
+        try:
+            written = os.write(descriptor, data)
+            while written < length:
+                written += os.write(descriptor, memoryview(data)[written:])
+        except OSError as error:
+            raise disk_error(error) from error
         self._digest.update(data)
-        self.size_bytes += len(data) if isinstance(data, bytes) else data.nbytes
+        self.size_bytes += length
+        self._write_out()
 
     def reader(self) -> BinaryIO:
         """Open what was written so far, from its beginning; the caller closes it."""
         with disk_errors():
-            self._file.flush()
-            return self._path.open("rb")
+            return self.path.open("rb")
 
-    def keep(self) -> StoredFile:
-        """Make the file durable under its content address; the caller then writes its rows.
+    def seal(self) -> StoredFile:
+        """Make the bytes durable, still without their name; returns what `keep_all` will make of them.
 
         Raises
         ------
@@ -73,27 +105,39 @@ class IncomingFile:
         NotDurable
             If fsync failed. It is not tried again: the kernel may have dropped the pages already.
         """
-        sha256 = self._digest.hexdigest()
-        relative = f"{OBJECTS}/{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm"
-        try:
+        if self._sealed is None:
+            sha256 = self._digest.hexdigest()
             with disk_errors():
-                self._file.flush()
-                fsync(self._file.fileno())
-                self._file.close()
-                directory = make_durable_directory(self._files_root, OBJECTS, sha256[:2], sha256[2:4])
-                os.rename(self._path, self._files_root / relative)  # noqa: PTH104 - tests watch os.rename
-                fsync_directory(directory)
-        except BaseException:
-            self.discard()
-            raise
-        return StoredFile(relative, sha256, self.size_bytes)
+                fsync(self._descriptor)
+            self._sealed = StoredFile(f"{OBJECTS}/{sha256[:2]}/{sha256}.dcm", sha256, self.size_bytes)
+        return self._sealed
+
+    def keep(self) -> StoredFile:
+        """Make the file durable under its content address, alone; raises as `seal` does."""
+        (stored,) = keep_all(self._files_root, [self])
+        return stored
 
     def discard(self) -> None:
-        """Remove the incoming file; harmless after `keep`."""
-        with suppress(OSError):  # closing flushes, which fails again on a full disk
-            self._file.close()
+        """Remove the incoming file; harmless after it was kept."""
+        if self._descriptor < 0:
+            return
+        self.close()
         with suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file, which stays where it is."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _write_out(self) -> None:
+        # The disk writes while the rest still arrives: the fsync at the end then waits for little.
+        waiting = self.size_bytes - self._written_out
+        if waiting >= _WRITE_OUT_BYTES:
+            _sync_file_range(self._descriptor, self._written_out, waiting, _SYNC_FILE_RANGE_WRITE)
+            self._written_out = self.size_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -104,14 +148,52 @@ class IncomingFile:
         self.discard()
 
 
+def keep_all(files_root: Path, incoming: Sequence[IncomingFile]) -> list[StoredFile]:
+    """Make files durable under their content addresses; those of one folder share its fsync.
+
+    The callers then write their rows. Raises as `IncomingFile.seal` does; then none of them counts as kept.
+    """
+    try:
+        stored = [each.seal() for each in incoming]
+        with disk_errors():
+            folders = set[str]()
+            for each, file in zip(incoming, stored, strict=True):
+                folder = f"{_object_folders(str(files_root))}/{file.sha256[:2]}"
+                os.rename(each.name, f"{files_root}/{file.path}")  # noqa: PTH104 - no Path: this runs a lot
+                each.close()
+                folders.add(folder)
+            for folder in sorted(folders):
+                fsync_directory(folder)
+    except BaseException:
+        for each in incoming:
+            each.discard()
+        raise
+    return stored
+
+
+@lru_cache(maxsize=16)
+def _object_folders(root: str) -> str:
+    """Make all 256 folders with one fsync above them, rather than one for each when it is first needed."""
+    objects = make_durable_directory(root, OBJECTS)
+    for number in range(256):
+        Path(f"{objects}/{number:02x}").mkdir(mode=0o700, exist_ok=True)
+    fsync_directory(objects)
+    return objects
+
+
 def new_incoming(files_root: Path) -> IncomingFile:
     """Begin a Part 10 file; use it in a `with`."""
     return IncomingFile(files_root)
 
 
+def is_address(path: str) -> bool:
+    """Say whether `path` is one that this room hands out."""
+    return _OBJECT_PATH.fullmatch(path) is not None
+
+
 def absolute(files_root: Path, path: str) -> Path:
     """Return where the stored file `path` is; raises PathRefused unless `path` is a content address."""
-    if _OBJECT_PATH.fullmatch(path) is None:
+    if not is_address(path):
         msg = "not the path of a stored file"
         raise PathRefused(msg)
     return files_root / path

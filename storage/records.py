@@ -2,29 +2,25 @@
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from storage.errors import InstanceUnidentified
+from storage.notes import DerivedNote, is_derived
 from storage.part10 import StoredFile
 from storage.text import clean_text
 
-# What pydicom raises for values that break their VR: wrong length, unknown charset, not a number ...
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-    OverflowError,
-    LookupError,
-    struct.error,
-    BytesLengthException,
-)
+# What pydicom raises over values that do not fit their VR: wrong length, unknown charset, not a number ...
+VALUE_ERRORS: Final = (
+    ValueError, TypeError, LookupError, AttributeError, RecursionError, NotImplementedError, OverflowError,
+    EOFError, struct.error, BytesLengthException,
+)  # fmt: skip
+Attributes = Dataset | Mapping[str, str]  # asked for the same keywords
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 _DATE = re.compile(r"\d{8}", re.ASCII)
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", re.ASCII)
@@ -93,10 +89,17 @@ class InstanceRecord:
     stored: StoredFile
     origin: Origin
     is_own_result: bool = False
+    note: DerivedNote | None = None  # what a derived object says of others
+    may_correct: bool = False  # its sender may change whose study it is
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether it was made from images: such an object asks for no analysis."""
+        return is_derived(self.sop_class_uid, self.series.modality)
 
 
 def record_from_dataset(
-    ds: Dataset, stored: StoredFile, origin: Origin, is_own_result: bool = False
+    ds: Attributes, stored: StoredFile, origin: Origin, is_own_result: bool = False
 ) -> InstanceRecord:
     """Read what the index keeps from `ds`, which may have been read without its pixels.
 
@@ -126,7 +129,7 @@ def record_from_dataset(
     )
 
 
-def _study_attributes(ds: Dataset) -> StudyAttributes:
+def _study_attributes(ds: Attributes) -> StudyAttributes:
     return StudyAttributes(
         patient_id=_text(ds, "PatientID", 64),
         patient_name=_text(ds, "PatientName", 200),
@@ -141,7 +144,7 @@ def _study_attributes(ds: Dataset) -> StudyAttributes:
     )
 
 
-def _series_attributes(ds: Dataset) -> SeriesAttributes:
+def _series_attributes(ds: Attributes) -> SeriesAttributes:
     return SeriesAttributes(
         modality=_text(ds, "Modality", 16),
         series_number=_integer(ds, "SeriesNumber"),
@@ -153,25 +156,25 @@ def _series_attributes(ds: Dataset) -> SeriesAttributes:
     )
 
 
-def _value(ds: Dataset, keyword: str) -> Any:
+def _value(ds: Attributes, keyword: str) -> Any:
     try:
         return ds.get(keyword)
-    except _UNREADABLE:
+    except VALUE_ERRORS:
         return None
 
 
-def _text(ds: Dataset, keyword: str, length: int) -> str:
+def _text(ds: Attributes, keyword: str, length: int) -> str:
     value = _value(ds, keyword)
     if value is None:
         return ""
     try:
         text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
-    except _UNREADABLE:  # person names are decoded as late as this
+    except VALUE_ERRORS:  # person names are decoded as late as this
         return ""
     return clean_text(text, length)
 
 
-def _uid(ds: Dataset, keyword: str) -> str:
+def _uid(ds: Attributes, keyword: str) -> str:
     uid = _text(ds, keyword, 65)
     if len(uid) > 64 or _UID.fullmatch(uid) is None:
         msg = f"{keyword} is absent or not a legal UID"
@@ -179,19 +182,19 @@ def _uid(ds: Dataset, keyword: str) -> str:
     return uid
 
 
-def _date(ds: Dataset, keyword: str) -> str:
+def _date(ds: Attributes, keyword: str) -> str:
     # Dots: how ACR-NEMA wrote dates. Source: PS3.5 table 6.2-1, DA.
     text = _text(ds, keyword, 64).replace(".", "")
     return text if _DATE.fullmatch(text) else ""
 
 
-def _time(ds: Dataset, keyword: str) -> str:
+def _time(ds: Attributes, keyword: str) -> str:
     # Colons: how ACR-NEMA wrote times. Source: PS3.5 table 6.2-1, TM.
     text = _text(ds, keyword, 64).replace(":", "")
     return text if _TIME.fullmatch(text) else ""
 
 
-def _integer(ds: Dataset, keyword: str) -> int | None:
+def _integer(ds: Attributes, keyword: str) -> int | None:
     text = _text(ds, keyword, 16)
     try:
         number = int(text)

@@ -15,7 +15,29 @@ class StorageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     database_url: str = Field(repr=False, description="SQLAlchemy URL: sqlite:////... or postgresql://...")
-    files_root: Path = Field(description="Folder of the Part 10 files.")
+    database_answer_s: float = Field(
+        default=20.0,
+        ge=1,
+        le=3600,
+        description="A PostgreSQL server that says nothing for so long counts as down, in seconds.",
+    )
+    files_root: Path = Field(
+        description="Folder of the Part 10 files; with a bucket, of files coming in and fetched."
+    )
+    s3_bucket: str | None = Field(
+        default=None,
+        min_length=3,
+        max_length=63,
+        description="Bucket of the Part 10 files; empty = files_root. Credentials: where boto3 finds them.",
+    )
+    s3_prefix: str = Field(default="", max_length=200, description="What every key begins with.")
+    s3_endpoint_url: str | None = Field(
+        default=None, description="Address of an S3 server that is not Amazon's, e.g. https://s3.example.org."
+    )
+    s3_region: str | None = Field(default=None, description="Region of the bucket.")
+    s3_cache_mb: int = Field(
+        default=1024, ge=1, description="Room for fetched files under files_root/fetched, in MiB."
+    )
 
     @field_validator("files_root")
     @classmethod

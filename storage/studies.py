@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ScalarSelect, func, or_, select, update
 
 from storage.database import Transaction, database_now
+from storage.notes import DERIVED_MODALITIES
 from storage.tables import Instance, Series, Study
 from storage.text import clean_text
+
+CLOCK_SET_BACK_S = 60.0  # an arrival so far ahead was written before the clock was set back
 
 
 @dataclass(frozen=True)
@@ -19,19 +22,38 @@ class QuietStudy:
     study_instance_uid: str
     version: int
     last_received_at: float  # UTC epoch seconds, database clock
-    instance_count: int  # received instances; own results do not count
+    instance_count: int  # received images; own results and other derived objects do not count
     requested_by: str | None
     quiet_for_s: float
+    expected_count: int | None = None  # how many there are, as its sender says
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the sender announced more than has come."""
+        return self.expected_count is not None and self.instance_count < self.expected_count
 
 
-def request_completion(tx: Transaction, study_instance_uid: str, requested_by: str) -> None:
-    """Note that whoever sent the study says it is whole; a study that is complete already stays so."""
+def request_completion(
+    tx: Transaction, study_instance_uid: str, requested_by: str, *, missing: int = 0
+) -> None:
+    """Note that whoever sent the study says it is whole; a study that is complete already stays so.
+
+    `missing` are the instances that he sent and that were not taken: the study has so many more than came.
+    """
     _update_study(
         tx,
         study_instance_uid,
         Study.completed_at.is_(None),
         complete_requested_by=clean_text(requested_by, 256),
+        expected_instances=_image_count() + missing,
     )
+
+
+def arrived_and_expected(tx: Transaction, study_instance_uid: str) -> tuple[int, int | None]:
+    """Return how many images of the study have come, hidden ones included, and how many there are."""
+    statement = select(_image_count(), Study.expected_instances)
+    row = tx.execute(statement.where(Study.study_instance_uid == study_instance_uid)).first()
+    return (0, None) if row is None else (row[0] or 0, row[1])
 
 
 def quiet_studies(tx: Transaction, quiet_period_s: float, limit: int = 100) -> Sequence[QuietStudy]:
@@ -41,24 +63,24 @@ def quiet_studies(tx: Transaction, quiet_period_s: float, limit: int = 100) -> S
     and `mark_complete`; rows that another sweep or an arrival holds are left for the next time.
     """
     quiet_for_s = database_now() - Study.last_received_at
-    count = (
-        select(func.count())
-        .select_from(Instance)
-        .join(Series, Series.series_instance_uid == Instance.series_instance_uid)
-        .where(Instance.study_instance_uid == Study.study_instance_uid, Series.is_own_result.is_(False))
-        .scalar_subquery()
-    )
     statement = (
         select(
             Study.study_instance_uid,
             Study.version,
             Study.last_received_at,
-            count,
+            _image_count(),
             Study.complete_requested_by,
             quiet_for_s,
+            Study.expected_instances,
         )
         .where(Study.completed_at.is_(None))
-        .where(or_(quiet_for_s >= quiet_period_s, Study.complete_requested_by.is_not(None)))
+        .where(
+            or_(
+                quiet_for_s >= quiet_period_s,
+                quiet_for_s < -CLOCK_SET_BACK_S,  # or the study would wait until the clock has caught up
+                Study.complete_requested_by.is_not(None),
+            )
+        )
         .order_by(Study.last_received_at)
         .limit(limit)
         .with_for_update(of=Study, skip_locked=True)
@@ -94,6 +116,19 @@ def mark_complete(
 def record_outcome(tx: Transaction, study_instance_uid: str, outcome: str) -> None:
     """Write down in a sentence what routing decided, so that silence never means two things."""
     _update_study(tx, study_instance_uid, outcome=clean_text(outcome, 1000))
+
+
+def _image_count() -> ScalarSelect[int]:
+    """How many received instances a study has that are images, not objects made from them."""
+    return (
+        select(func.count())
+        .select_from(Instance)
+        .join(Series, Series.series_instance_uid == Instance.series_instance_uid)
+        .where(Instance.study_instance_uid == Study.study_instance_uid, Series.is_own_result.is_(False))
+        .where(Series.modality.not_in(DERIVED_MODALITIES))
+        .correlate(Study)
+        .scalar_subquery()
+    )
 
 
 def _update_study(tx: Transaction, study_instance_uid: str, *conditions: Any, **values: Any) -> bool:

@@ -1,4 +1,4 @@
-"""SQLAlchemy tables: Study, Series, Instance, Conflict, Job, JobAttempt, Delivery, DeliveryAttempt.
+"""SQLAlchemy tables: Study, Series, Instance, Conflict, Job, Delivery, their attempts, Workitem, Rejection.
 
 Times are UTC epoch seconds of the database clock (`storage.database.database_now`), in columns `*_at`.
 Text attributes hold "" when the data set has none, as DICOM makes no difference between empty and absent.
@@ -75,6 +75,8 @@ class Study(Table):
     completed_at: Mapped[float | None] = mapped_column(index=True)
     evidence: Mapped[Json | None]
     outcome: Mapped[Sentence | None]
+    expected_instances: Mapped[int | None]  # how many its sender says there are; None = nobody said
+    identity_note: Mapped[Sentence | None]  # what an operator should know about whose study this is
 
 
 class Series(Table):
@@ -108,11 +110,30 @@ class Instance(Table):
     rows: Mapped[int | None]
     columns: Mapped[int | None]
     number_of_frames: Mapped[int | None]
-    sha256: Mapped[Sha256]
+    sha256: Mapped[Sha256] = mapped_column(index=True)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     path: Mapped[FilePath]
     origin_kind: Mapped[Code]
     origin_detail: Mapped[LongText]
+    received_at: Mapped[float]
+    patient_id: Mapped[ShortText | None]  # as this instance says; a correction may have reached only some
+    retired_as: Mapped[Code | None]  # REJECTED, WITHDRAWN (both hidden) or SUPERSEDED; None = current
+    retired_at: Mapped[float | None]
+    retired_by: Mapped[Uid | None]  # SOP Instance UID of the rejection note, or id of the job
+    refers_to: Mapped[Uid | None]  # the result of ours that somebody else's object names
+
+
+class Rejection(Table):
+    """An instance that a rejection note names; it stays hidden, also when it comes after the note."""
+
+    __tablename__ = "rejection"
+    __table_args__ = (UniqueConstraint("sop_instance_uid", "note_uid"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[Uid]
+    study_instance_uid: Mapped[Uid]
+    note_uid: Mapped[Uid]
+    code: Mapped[Code]
     received_at: Mapped[float]
 
 
@@ -125,7 +146,7 @@ class Conflict(Table):
     id: Mapped[int] = mapped_column(primary_key=True)
     sop_instance_uid: Mapped[Uid]
     first_sha256: Mapped[Sha256]
-    second_sha256: Mapped[Sha256]
+    second_sha256: Mapped[Sha256] = mapped_column(index=True)
     reason: Mapped[LongText]
     path: Mapped[FilePath]
     origin_kind: Mapped[Code]
@@ -155,6 +176,7 @@ class Job(Leased, Table):
             "series_instance_uid",
             "model",
             "query",
+            "repeat",
             name="uq_job_request",
         ),
         CheckConstraint("state IN ('SCHEDULED', 'IN PROGRESS', 'COMPLETED', 'CANCELED')", name="state_known"),
@@ -178,6 +200,12 @@ class Job(Leased, Table):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     summary: Mapped[Json | None]
+    handed_back: Mapped[int] = mapped_column(default=0)  # attempts that their worker gave up unharmed
+    repeat: Mapped[int] = mapped_column(default=0)  # how often an operator asked for the same again
+    requeued_from: Mapped[WorkId | None]  # the failed job that this one repeats
+    requeued_by: Mapped[LongText | None]
+    inputs_key: Mapped[Sha256 | None]  # digest over the instances that it saw
+    supersedes: Mapped[WorkId | None]  # the job whose result its own replaces
 
 
 class JobAttempt(Table):
@@ -201,8 +229,11 @@ class Delivery(Leased, Table):
     __tablename__ = "delivery"
     __table_args__ = (
         UniqueConstraint("sop_instance_uid", "destination"),
-        CheckConstraint("state IN ('QUEUED', 'DELIVERED', 'FAILED')", name="state_known"),
+        CheckConstraint(
+            "state IN ('QUEUED', 'DELIVERED', 'CONFIRMED', 'FAILED', 'WITHDRAWN')", name="state_known"
+        ),
         Index("ix_delivery_due", "state", "next_attempt_at"),
+        Index("ix_delivery_lane", "destination", "state"),
     )
 
     delivery_id: Mapped[WorkId] = mapped_column(primary_key=True)
@@ -211,8 +242,13 @@ class Delivery(Leased, Table):
     job_id: Mapped[WorkId | None] = mapped_column(ForeignKey("job.job_id"), index=True)
     state: Mapped[Code]
     last_status: Mapped[ShortText | None]
+    reason: Mapped[Sentence | None]  # what an operator should do; None = nothing is wrong
     created_at: Mapped[float]
+    queued_at: Mapped[float]  # its age counts from here: when it was queued, or requeued by an operator
     delivered_at: Mapped[float | None]
+    commitment_uid: Mapped[Uid | None]  # Transaction UID of the commitment asked for
+    commitment_due_at: Mapped[float | None]  # when it is asked for, or asked for again
+    confirmed_at: Mapped[float | None]
 
 
 class DeliveryAttempt(Table):
@@ -229,3 +265,71 @@ class DeliveryAttempt(Table):
     ended_at: Mapped[float | None]
     status: Mapped[ShortText | None]
     detail: Mapped[Sentence | None]
+
+
+class Workitem(Table):
+    """A UPS workitem that another system made; one that asks for our model is carried out by a job."""
+
+    __tablename__ = "workitem"
+    __table_args__ = (
+        CheckConstraint("state IN ('SCHEDULED', 'IN PROGRESS', 'COMPLETED', 'CANCELED')", name="state_known"),
+        Index("ix_workitem_newest", "created_at", "workitem_uid"),
+    )
+
+    workitem_uid: Mapped[Uid] = mapped_column(primary_key=True)
+    state: Mapped[Code]  # of a workitem with a job: at its creation; the job's own state counts
+    transaction_uid: Mapped[Uid | None]  # the lock of whoever performs it
+    attributes: Mapped[Json]  # DICOM JSON
+    job_id: Mapped[WorkId | None] = mapped_column(ForeignKey("job.job_id"), index=True)
+    cancel_requests: Mapped[Json | None]  # list of DICOM JSON, in their order
+    created_at: Mapped[float]
+    changed_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class WorkitemSubscription(Table):
+    """Who wants to hear of a workitem, or of all (by the well-known UIDs of PS3.4 CC.3.1)."""
+
+    __tablename__ = "workitem_subscription"
+
+    workitem_uid: Mapped[Uid] = mapped_column(primary_key=True)
+    subscriber: Mapped[Code] = mapped_column(primary_key=True, index=True)
+    has_deletion_lock: Mapped[bool]
+    filter: Mapped[Json | None]
+    created_at: Mapped[float]
+
+
+class CommitmentRequest(Table):
+    """Storage Commitment that we asked of a peer, and what it answered."""
+
+    __tablename__ = "commitment_request"
+    __table_args__ = (CheckConstraint("state IN ('PENDING', 'COMMITTED', 'FAILED')", name="state_known"),)
+
+    transaction_uid: Mapped[Uid] = mapped_column(primary_key=True)
+    ae_title: Mapped[Code]
+    state: Mapped[Code]
+    references: Mapped[Json]  # [[SOP Class UID, SOP Instance UID], ...]
+    failed: Mapped[Json | None]  # {SOP Instance UID: Failure Reason}
+    created_at: Mapped[float]
+    answered_at: Mapped[float | None]
+
+
+class CommitmentReport(Leased, Table):
+    """Storage Commitment that a peer asked of us: the outbox of its N-EVENT-REPORT."""
+
+    __tablename__ = "commitment_report"
+    __table_args__ = (
+        CheckConstraint("state IN ('QUEUED', 'REPORTED', 'FAILED')", name="state_known"),
+        Index("ix_commitment_report_due", "state", "next_attempt_at"),
+    )
+
+    report_id: Mapped[WorkId] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[Uid] = mapped_column(index=True)
+    ae_title: Mapped[Code]
+    state: Mapped[Code]
+    is_duplicate: Mapped[bool]  # the Transaction UID was in use with other references
+    references: Mapped[Json]
+    last_status: Mapped[ShortText | None]
+    created_at: Mapped[float]
+    reported_at: Mapped[float | None]

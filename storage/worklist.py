@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from storage.database import Transaction
 from storage.deliveries import DeliveryState
@@ -48,6 +48,19 @@ def list_deliveries(
         statement = statement.where(Delivery.state == state)
     if job_id is not None:
         statement = statement.where(Delivery.job_id == job_id)
+    return tx.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def stuck_deliveries(tx: Transaction, limit: int = 100) -> Sequence[Delivery]:
+    """Return the deliveries that wait for a person, with the reason: dead letters, and answers that stay."""
+    statement = (
+        select(Delivery)
+        .where(Delivery.reason.is_not(None))
+        .where(Delivery.state.in_((DeliveryState.QUEUED, DeliveryState.FAILED, DeliveryState.DELIVERED)))
+        .where(or_(Delivery.state != DeliveryState.DELIVERED, Delivery.commitment_due_at.is_not(None)))
+        .order_by(Delivery.created_at, Delivery.delivery_id)
+        .limit(limit)
+    )
     return tx.scalars(statement.execution_options(populate_existing=True)).all()
 
 

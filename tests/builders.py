@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pydicom.uid import UID
 
 from dicom_node.frames import FrameLimits, SourceSeries, load_series
 from dicom_node.make_dicom import Patient, SeriesDetails, build_series
+from dicom_node.routing import Route
 from inference.contract import Image, Prediction, Prompt
 from tests.stub_engine import StubPredictor
 
@@ -68,6 +70,55 @@ def make_stack(
     return datasets
 
 
+def make_cine(
+    masks: Sequence[Sequence[NDArray[np.bool_]]], trigger_ms: float = 40.0, spacing_mm: float = 8.0
+) -> list[list[Dataset]]:
+    """A beating stack, [slice][phase], as one MR series of 1 by 2 mm pixels."""
+    stack = make_stack([mask for phases in masks for mask in phases], spacing=("1.0", "2.0"))
+    count = len(masks[0])
+    for index, dataset in enumerate(stack):
+        place, phase = divmod(index, count)
+        dataset.ImagePositionPatient = [0, 0, place * spacing_mm]
+        dataset.TriggerTime = phase * trigger_ms
+    return [stack[start : start + count] for start in range(0, len(stack), count)]
+
+
+def make_enhanced(stack: Sequence[Dataset], sop_class: str = "1.2.840.10008.5.1.4.1.1.4.1") -> Dataset:
+    """The images of `stack` as one Enhanced MR (or other) instance, its frames in no particular order."""
+    frames = [stack[index] for index in np.random.default_rng(3).permutation(len(stack))]
+    joined = b"".join(frame.PixelData for frame in frames)
+    groups = [_functional_groups(frame) for frame in frames]
+    source = stack[0]
+    source.SOPClassUID = source.file_meta.MediaStorageSOPClassUID = UID(sop_class)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "TriggerTime"):
+        if keyword in source:
+            delattr(source, keyword)
+    source.NumberOfFrames = len(frames)
+    source.PerFrameFunctionalGroupsSequence = groups
+    source.SharedFunctionalGroupsSequence = [Dataset()]
+    source.PixelData = joined
+    return source
+
+
+def _functional_groups(frame: Dataset) -> Dataset:
+    group = Dataset()
+    group.PlanePositionSequence = [_picked(frame, "ImagePositionPatient")]
+    group.PlaneOrientationSequence = [_picked(frame, "ImageOrientationPatient")]
+    group.PixelMeasuresSequence = [_picked(frame, "PixelSpacing", "SliceThickness")]
+    if "TriggerTime" in frame:
+        beat = Dataset()
+        beat.NominalCardiacTriggerDelayTime = float(frame.TriggerTime)
+        group.CardiacSynchronizationSequence = [beat]
+    return group
+
+
+def _picked(dataset: Dataset, *keywords: str) -> Dataset:
+    item = Dataset()
+    for keyword in keywords:
+        item[keyword] = dataset[keyword]
+    return item
+
+
 def make_multiframe(masks: Sequence[NDArray[np.bool_]]) -> Dataset:
     """An ultrasound clip: one multi-frame instance, no patient geometry."""
     dataset = make_ultrasound(masks[0])
@@ -80,6 +131,11 @@ def make_multiframe(masks: Sequence[NDArray[np.bool_]]) -> Dataset:
     data = np.stack(frames).tobytes()
     dataset.PixelData = data + b"\0" * (len(data) % 2)
     return dataset
+
+
+def route(**conditions: Any) -> Route:
+    """A rule for everything, but for what is given."""
+    return Route.model_validate({"name": "everything", "model": "stub", "query": "Outline it.", **conditions})
 
 
 def write_datasets(folder: Path, datasets: Sequence[Dataset]) -> list[Path]:

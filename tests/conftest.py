@@ -1,4 +1,4 @@
-"""Fixtures that need cleaning up, and the rules of every test run: loopback only, no skips in CI."""
+"""Fixtures that need cleaning up, and the rules of a run: loopback only, no skips in CI, long files first."""
 
 import os
 import shutil
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+
+from tests.order import LongestFirst, rank
 
 if TYPE_CHECKING:  # a test of inference must not load the database
     from storage.database import Database
+    from storage.s3 import Bucket
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
@@ -43,6 +47,16 @@ sys.addaudithook(refuse_outside)
 def is_ci() -> bool:
     """Say whether this run decides about landing a change."""
     return os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: begun last, one would keep one worker busy and leave the other idle."""
+    items.sort(key=lambda item: rank(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LongestFirst:
+    """Workers take whole files, in that order."""
+    return LongestFirst(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -108,6 +122,23 @@ def files_root(tmp_path: Path) -> Path:
     folder = tmp_path / "files"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint URL of a local S3 server; credentials are in the environment."""
+    from tests.storage.s3_server import running_s3
+
+    with running_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> "Bucket":
+    """An empty bucket."""
+    from tests.storage.s3_server import make_bucket
+
+    return make_bucket(s3_server)
 
 
 @pytest.fixture(scope="session")

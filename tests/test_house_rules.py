@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from scripts import readme_map, readme_results
 from tests.conftest import REPOSITORY
 from tests.house import rules
+from tests.order import LONGEST, TOGETHER
 
 PACKAGES = ("dicom_node", "inference", "storage", "migrations")
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -98,6 +99,11 @@ def test_tests_and_scripts_keep_the_sizes_too(rule: rules.Rule) -> None:
         complaint for path, source in modules("tests", "scripts") for complaint in rule(path, source)
     ]
     assert not complaints, "\n".join(complaints)
+
+
+def test_the_files_that_begin_first_exist() -> None:
+    named = {*LONGEST, *TOGETHER, *TOGETHER.values()}
+    assert [path for path in sorted(named) if not (REPOSITORY / path).is_file()] == []
 
 
 def test_the_boundaries_exist() -> None:
@@ -336,13 +342,18 @@ def test_an_undocumented_setting_is_found() -> None:
 
 SERVING = ("dicom_node", "storage", "migrations", "inference/runtime")
 PLUGINS = {
+    "httptools",
+    "uvloop",
+    "websockets",
     "pyjpegls",
     "pylibjpeg",
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
     "pylibjpeg-rle",
-}  # pydicom loads them
+}  # pydicom and uvicorn load them
+OPTIONAL = {"storage/postgresql.py": "postgres", "storage/s3.py": "s3"}  # module -> the extra it needs
 COMES_WITH = {
+    "botocore": "boto3",
     "pydantic-core": "pydantic",
     "onnxruntime": "onnxruntime",
 }  # the latter from the extras cpu and gpu
@@ -362,12 +373,24 @@ def imported_distributions(sources: Iterable[str]) -> set[str]:
     return {known.get(name, [name])[0].lower().replace("_", "-") for name in foreign}
 
 
+def names_of(requirements: Iterable[str]) -> set[str]:
+    """`{"redis"}` for `["redis>=8"]`."""
+    return {re.split(r"[<>=\[]", line)[0] for line in requirements}
+
+
 def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
-    serving = [source for _, source in modules(*SERVING)]
+    serving = [source for path, source in modules(*SERVING) if str(path) not in OPTIONAL]
     serving += [path.read_text(encoding="utf-8") for path in (REPOSITORY / "inference").glob("*.py")]
     imported = {COMES_WITH.get(name, name) for name in imported_distributions(serving)} - {"onnxruntime"}
-    declared = {re.split(r"[<>=\[]", line)[0] for line in PYPROJECT["project"]["dependencies"]} - PLUGINS
-    assert imported == declared
+    assert imported == names_of(PYPROJECT["project"]["dependencies"]) - PLUGINS
+
+
+def test_what_an_extra_brings_is_imported_by_its_module_alone() -> None:
+    always = names_of(PYPROJECT["project"]["dependencies"])
+    for name, extra in OPTIONAL.items():
+        source = (REPOSITORY / name).read_text(encoding="utf-8")
+        imported = {COMES_WITH.get(found, found) for found in imported_distributions([source])}
+        assert imported - always == names_of(PYPROJECT["project"]["optional-dependencies"][extra])
 
 
 def test_an_undeclared_import_is_found() -> None:

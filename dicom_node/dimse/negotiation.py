@@ -6,7 +6,8 @@ year's standard. So the table is made for each association, from what the peer p
 Source: PS3.8 9.3.3.2 (results 3 and 4), PS3.4 B.5, PS3.7 D.3.3.6 (common extended negotiation).
 """
 
-from typing import Final
+from functools import lru_cache
+from typing import Final, Literal
 
 from pydicom.uid import (
     UID,
@@ -21,6 +22,11 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from dicom_node.dimse.pdu import AssociateRequest, ContextAnswer, ProposedContext
+
+ACCEPTED: Final = 0
+ABSTRACT_SYNTAX_REFUSED: Final = 3
+TRANSFER_SYNTAXES_REFUSED: Final = 4
 VERIFICATION: Final = "1.2.840.10008.1.1"
 STORAGE_SERVICE: Final = "1.2.840.10008.4.2"
 LAST_RESORTS: Final = (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
@@ -29,6 +35,39 @@ KNOWN_SYNTAXES: Final = frozenset(
     {*JPEG_XL, *(uid for uid, entry in UID_dictionary.items() if entry[1] == "Transfer Syntax")}
 )
 """Retired ones as well: what an archive holds in them can be kept, if not decoded."""
+
+
+def is_ours(request: AssociateRequest) -> bool:
+    """Whether the association is for our own loop: nothing but C-ECHO and storage is proposed."""
+    return all(
+        context.abstract_syntax == VERIFICATION or is_storage(context.abstract_syntax)
+        for context in request.contexts
+    )
+
+
+def answer_contexts(
+    request: AssociateRequest, storage_classes: Literal["all", "standard"]
+) -> list[ContextAnswer]:
+    """Accept C-ECHO and storage of what is proposed, in the best transfer syntax of each.
+
+    A SOP class that the standard does not know is storage when the configuration says so, or when the peer
+    names its service class. Source: PS3.7 D.3.3.6 (common extended negotiation).
+    """
+    return [_answer_context(context, request, storage_classes) for context in request.contexts]
+
+
+def _answer_context(
+    context: ProposedContext, request: AssociateRequest, storage_classes: Literal["all", "standard"]
+) -> ContextAnswer:
+    sop_class = context.abstract_syntax
+    is_named = request.user.service_classes.get(sop_class) == STORAGE_SERVICE
+    is_taken = sop_class in UID_dictionary or storage_classes == "all" or is_named
+    syntaxes = _by_preference([syntax for syntax in context.transfer_syntaxes if syntax in KNOWN_SYNTAXES])
+    if not is_taken:
+        return ContextAnswer(context.context_id, ABSTRACT_SYNTAX_REFUSED, context.transfer_syntaxes[0])
+    if not syntaxes:
+        return ContextAnswer(context.context_id, TRANSFER_SYNTAXES_REFUSED, context.transfer_syntaxes[0])
+    return ContextAnswer(context.context_id, ACCEPTED, syntaxes[0])
 
 
 def offer_storage(event: evt.Event) -> None:
@@ -59,6 +98,7 @@ def name_service(event: evt.Event) -> dict[UID, SOPClassCommonExtendedNegotiatio
     return items
 
 
+@lru_cache(maxsize=4096)
 def is_storage(sop_class: str) -> bool:
     """Whether instances of `sop_class` are taken: storage of the standard, private, or not known yet."""
     if uid_to_service_class(sop_class) is StorageServiceClass:

@@ -1,7 +1,7 @@
 """Builds the app: routes, middleware, error -> HTTP status."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import anyio
@@ -11,20 +11,41 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_node.errors import BadRequest, IndexUnavailable, NodeError, NotFound, UnexpectedFailure
-from dicom_node.services import open_receiver
+from dicom_node.header import MIB
+from dicom_node.services import open_decoders, open_pressure, open_receiver
 from dicom_node.settings import NodeSettings
-from dicom_node.web import health, operations, operator_page, qido, rendered, stow, viewer, wado
+from dicom_node.web import (
+    bulk_data,
+    capabilities,
+    dead_letters,
+    health,
+    operations,
+    operator_page,
+    qido,
+    rendered,
+    stow,
+    ups,
+    ups_events,
+    viewer,
+    wado,
+    wado_uri,
+)
+from dicom_node.web.frames import Layouts
 from dicom_node.web.health import readiness_checks
+from dicom_node.web.metadata import MetadataCache
 from dicom_node.web.services import DICOM_WEB, WebServices, json_response
 from storage.database import Database
 from storage.errors import SearchRefused, StorageError
+from storage.files import open_files
 
 MAX_UPLOADS: Final = 16
 MAX_ADDRESS_BYTES: Final = 16 * 1024
+MAX_PIECE_BYTES: Final = 4 * MIB
+SLOW_READER_S: Final = 60.0  # without room for the next piece of an answer
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -41,7 +62,7 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
     """Build the web server of one node."""
     app = Starlette(
         routes=[
-            Mount(DICOM_WEB, routes=_dicom_web_routes()),
+            Mount(DICOM_WEB, routes=dicom_web_routes()),
             Mount("/api", routes=_operator_routes()),
             *_page_routes(),
             Route("/{path:path}", viewer.show_viewer, methods=["GET"]),
@@ -55,17 +76,24 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
+    files = open_files(settings.storage)
     app.state.services = WebServices(
-        database,
-        open_receiver(settings, database),
-        settings,
-        readiness_checks(settings, database),
-        anyio.CapacityLimiter(MAX_UPLOADS),
+        database=database,
+        files=files,
+        receiver=open_receiver(settings, database),
+        settings=settings,
+        readiness_checks=readiness_checks(settings, database, files),
+        uploads=anyio.CapacityLimiter(MAX_UPLOADS),
+        pressure=open_pressure(settings),
+        decoders=open_decoders(settings),
+        layouts=Layouts(),
+        metadata=MetadataCache(settings.home / "cache" / "metadata", settings.http.metadata_cache_mb * MIB),
     )
     return app
 
 
-def _dicom_web_routes() -> Sequence[BaseRoute]:
+def dicom_web_routes() -> Sequence[BaseRoute]:
+    """Every address below /dicom-web; the conformance statement prints them."""
     study, series = "/studies/{study}", "/studies/{study}/series/{series}"
     instance = series + "/instances/{instance}"
     searches = [
@@ -84,6 +112,7 @@ def _dicom_web_routes() -> Sequence[BaseRoute]:
         )
     ]
     return [
+        Route(instance + "/frames/{frames}", wado.retrieve_frames),  # first: asked for most often
         Route("/studies", qido.search_for_studies, methods=["GET"]),
         Route("/studies", stow.store_instances, methods=["POST"]),
         Route(study, wado.retrieve_instances, methods=["GET"]),
@@ -92,10 +121,29 @@ def _dicom_web_routes() -> Sequence[BaseRoute]:
         *(Route(level + "/metadata", wado.retrieve_metadata) for level in (study, series, instance)),
         Route(series, wado.retrieve_instances),
         Route(instance, wado.retrieve_instances),
-        Route(instance + "/frames/{frames}", wado.retrieve_frames),
-        Route(instance + "/bulkdata/{path:path}", wado.retrieve_bulk_data),
+        Route(instance + "/bulkdata/{path:path}", bulk_data.retrieve_bulk_data),
         *pictures,
+        Route("/wado", wado_uri.retrieve_object),
+        *_workitem_routes(),
+        Route("/", capabilities.show_capabilities, methods=["GET", "OPTIONS"]),
         Route("/{path:path}", _nothing_here),
+    ]
+
+
+def _workitem_routes() -> Sequence[BaseRoute]:
+    workitem = "/workitems/{workitem}"
+    subscriber = workitem + "/subscribers/{subscriber}"
+    return [
+        Route("/workitems", ups.search, methods=["GET"]),
+        Route("/workitems", ups.create, methods=["POST"]),
+        Route(workitem, ups.retrieve, methods=["GET"]),
+        Route(workitem, ups.update, methods=["POST"]),
+        Route(workitem + "/state", ups.put_state, methods=["PUT"]),
+        Route(workitem + "/cancelrequest", ups.request_cancellation, methods=["POST"]),
+        Route(subscriber, ups_events.put_subscription, methods=["POST"]),
+        Route(subscriber, ups_events.delete_subscription, methods=["DELETE"]),
+        Route(subscriber + "/suspend", ups_events.suspend_subscription, methods=["POST"]),
+        WebSocketRoute("/ws/subscribers/{subscriber}", ups_events.EventChannel().answer),
     ]
 
 
@@ -105,6 +153,9 @@ def _operator_routes() -> Sequence[BaseRoute]:
         Route("/studies/{study}", operations.show_study),
         Route("/jobs", operations.list_jobs),
         Route("/jobs/{job_id}", operations.show_job),
+        Route("/jobs/{job_id}/requeue", dead_letters.requeue, methods=["POST"]),
+        Route("/deliveries/{delivery_id}/redeliver", dead_letters.redeliver, methods=["POST"]),
+        Route("/dead-letters", dead_letters.list_dead_letters),
         Route("/{path:path}", _nothing_here),
     ]
 
@@ -155,6 +206,10 @@ def _error_response(error: NodeError) -> Response:
     return response
 
 
+class _ReaderTooSlow(Exception):
+    """A client left no room for the next piece of its answer; the connection is closed."""
+
+
 class _Guard:
     """Boundary of the web server: long addresses refused, headers on every answer, no failure shown."""
 
@@ -172,7 +227,7 @@ class _Guard:
             if message["type"] == "http.response.start":
                 is_started = True
                 _add_security_headers(message)
-            await send(message)
+            await _send_in_time(message, send)
 
         try:
             if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_ADDRESS_BYTES:
@@ -180,12 +235,41 @@ class _Guard:
             await self._app(scope, receive, guarded_send)
         except NodeError as error:
             await _error_response(error)(scope, receive, guarded_send)
+        except _ReaderTooSlow:
+            logger.warning("a client did not read its answer and was cut off")
+            raise
         except Exception as error:
             logger.exception("request failed unexpectedly: %s", type(error).__name__)
             if is_started:
                 raise  # the answer has begun: the connection must break, not look whole
             failure = UnexpectedFailure("the node failed over this request")
             await _error_response(failure)(scope, receive, guarded_send)
+
+
+async def _send_in_time(message: Message, send: Send) -> None:
+    """Send a message; raises _ReaderTooSlow when the client makes no room for it."""
+    if not message.get("body"):
+        await send(message)
+        return
+    for piece in _pieces(message):
+        try:
+            with anyio.fail_after(SLOW_READER_S):
+                await send(piece)
+        except TimeoutError as error:
+            raise _ReaderTooSlow from error
+
+
+def _pieces(message: Message) -> Iterator[Message]:
+    """A large body in pieces: whoever reads slowly is waited for before the next, and not for ever."""
+    body = message.get("body", b"")
+    if message["type"] != "http.response.body" or len(body) <= MAX_PIECE_BYTES:
+        yield message
+        return
+    view = memoryview(body)
+    for start in range(0, len(body), MAX_PIECE_BYTES):
+        is_last = start + MAX_PIECE_BYTES >= len(body)
+        piece = bytes(view[start : start + MAX_PIECE_BYTES])
+        yield {**message, "body": piece, "more_body": message.get("more_body", False) if is_last else True}
 
 
 def _add_security_headers(message: Message) -> None:

@@ -16,7 +16,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.valuerep import PersonName
 
-from dicom_node.receive import VALUE_ERRORS
+from storage.records import VALUE_ERRORS
 
 INLINE_BYTES: Final = 16 * 1024  # longer binary values go by BulkDataURI
 MAX_TEXT_BYTES: Final = 1024 * 1024  # longer text as well: 4 MB of DS become 800 MB of numbers in memory

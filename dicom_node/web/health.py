@@ -1,10 +1,12 @@
 """Alive, ready, and why not; Prometheus metrics.
 
-Every figure comes from the database at the time of asking; no process is asked for its own.
+Every figure comes from the database at the time of asking; no process is asked for its own. Without the
+database the answer still says that, and why, the node is not ready.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -17,14 +19,18 @@ from starlette.responses import Response
 
 from dicom_node import readiness
 from dicom_node.header import MIB
+from dicom_node.readiness import Problem
 from dicom_node.settings import NodeSettings
 from dicom_node.web.services import json_response, services_of
 from storage.database import Database, Transaction, database_now, require_current_schema
 from storage.errors import SchemaMismatch, StorageUnavailable
+from storage.files import FileStore
 from storage.tables import Conflict, Delivery, Instance, Job, Study
 
-Check = Callable[[], list[str]]
+Check = Callable[[], list[Problem]]
 QUEUED: Final = "SCHEDULED"
+DATABASE, SCHEMA, DISK, OBJECT_STORE = "database", "schema", "disk", "object store"
+NOBODYS_FILE: Final = f"objects/00/{64 * '0'}.dcm"  # the store is asked for it, and says that it has none
 
 
 def live(request: Request) -> Response:
@@ -35,48 +41,90 @@ def live(request: Request) -> Response:
 
 def ready(request: Request) -> Response:
     """Answer GET /health/ready: 200, or 503 with every reason."""
-    problems = [problem for check in services_of(request).readiness_checks for problem in check()]
+    problems = _problems(request)
     if problems:
-        return json_response({"status": "not ready", "problems": problems}, 503)
+        reasons, sentences = zip(*problems, strict=True)
+        return json_response({"status": "not ready", "reasons": reasons, "problems": sentences}, 503)
     return json_response({"status": "ready"})
 
 
 def metrics(request: Request) -> Response:
     """Answer GET /metrics in Prometheus' text format."""
+    problems = _problems(request)
+    if not {problem.reason for problem in problems} & {DATABASE, SCHEMA}:
+        with suppress(StorageUnavailable), services_of(request).database.reading() as tx:
+            return _exposition(_ReadinessCollector(problems), _NodeCollector(tx))
+    return _exposition(_ReadinessCollector(problems))
+
+
+def _exposition(*collectors: Collector) -> Response:
     registry = CollectorRegistry(auto_describe=False)
-    with services_of(request).database.reading() as tx:
-        registry.register(_NodeCollector(tx))
-        return Response(generate_latest(registry), 200, {"Content-Type": CONTENT_TYPE_LATEST})
+    for collector in collectors:
+        registry.register(collector)
+    return Response(generate_latest(registry), 200, {"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def readiness_checks(settings: NodeSettings, database: Database) -> list[Check]:
-    """The checks of this node, each giving sentences about what is wrong."""
-    return [
+def _problems(request: Request) -> list[Problem]:
+    return [problem for check in services_of(request).readiness_checks for problem in check()]
+
+
+def readiness_checks(settings: NodeSettings, database: Database, files: FileStore) -> list[Check]:
+    """The checks of this node, each giving what is wrong."""
+    checks = [
         lambda: _database_problems(database),
         lambda: _disk_problems(settings),
         lambda: readiness.problems(settings.home),
     ]
+    return checks if settings.storage.s3_bucket is None else [*checks, lambda: _bucket_problems(files)]
 
 
-def _database_problems(database: Database) -> list[str]:
+def _database_problems(database: Database) -> list[Problem]:
     try:
         require_current_schema(database)
-    except (SchemaMismatch, StorageUnavailable) as error:
-        return [str(error)]
+    except SchemaMismatch as error:
+        return [Problem(SCHEMA, str(error))]
+    except StorageUnavailable as error:
+        return [Problem(DATABASE, str(error))]
     return []
 
 
-def _disk_problems(settings: NodeSettings) -> list[str]:
+def _bucket_problems(files: FileStore) -> list[Problem]:
+    try:
+        files.find(NOBODYS_FILE)
+    except StorageUnavailable as error:
+        return [Problem(OBJECT_STORE, str(error))]
+    return []
+
+
+def _disk_problems(settings: NodeSettings) -> list[Problem]:
     root = settings.storage.files_root
     try:
         free = shutil.disk_usage(root if root.exists() else settings.home).free // MIB
     except OSError as error:
-        return [f"the folder of the files cannot be looked at ({error.strerror})"]
-    if free < settings.limits.min_free_mb:
-        return [
-            f"{free} MiB of disk are free, below limits.min_free_mb: nothing is received until there is room"
-        ]
+        return [Problem(DISK, f"the folder of the files cannot be looked at ({error.strerror})")]
+    limits, sentence = settings.limits, f"{free} MiB of disk are free, below limits"
+    if free < limits.min_free_mb:
+        return [Problem(DISK, f"{sentence}.min_free_mb: nothing is received until there is room")]
+    if free < limits.low_free_mb:
+        return [Problem(DISK, f"{sentence}.low_free_mb: no new association or upload is taken")]
     return []
+
+
+class _ReadinessCollector(Collector):
+    """Whether the node is ready, and why not."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self._problems = problems
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the metric families."""
+        yield _gauge("dicom_node_ready", "1 while /health/ready answers 200.", not self._problems)
+        family = GaugeMetricFamily(
+            "dicom_node_problem", "What makes the node not ready, by reason.", labels=["reason"]
+        )
+        for reason in sorted({problem.reason for problem in self._problems}):
+            family.add_metric([reason], 1)
+        yield family
 
 
 class _NodeCollector(Collector):

@@ -36,7 +36,7 @@ JsonObject = dict[str, Any]
 
 def list_studies(request: Request) -> Response:
     """Answer GET /api/studies: the latest first."""
-    limit, offset = _page(request)
+    limit, offset = page_of(request)
     with services_of(request).database.reading() as tx:
         order = (Study.last_received_at.desc(), Study.study_instance_uid)
         rows = tx.scalars(select(Study).order_by(*order).limit(limit).offset(offset)).all()
@@ -54,7 +54,7 @@ def show_study(request: Request) -> Response:
 
 def list_jobs(request: Request) -> Response:
     """Answer GET /api/jobs: the latest first; `state` and `study` narrow it."""
-    limit, offset = _page(request)
+    limit, offset = page_of(request)
     statement = select(Job).order_by(Job.created_at.desc(), Job.job_id).limit(limit).offset(offset)
     for name, column in (("state", Job.state), ("study", Job.study_instance_uid)):
         if name in request.query_params:
@@ -125,6 +125,11 @@ def job_line(job: Job) -> JsonObject:
     return _values(job) | {"summary": json.loads(job.summary) if job.summary else None}
 
 
+def delivery_line(delivery: Delivery) -> JsonObject:
+    """One delivery as plain values."""
+    return _values(delivery)
+
+
 def _study_page(tx: Transaction, study: Study) -> JsonObject:
     page = study_line(tx, study)
     conflicts = (
@@ -173,7 +178,8 @@ def _values(row: Table) -> JsonObject:
     return {column.key: getattr(row, column.key) for column in row.__table__.columns}
 
 
-def _page(request: Request) -> tuple[int, int]:
+def page_of(request: Request) -> tuple[int, int]:
+    """`limit` and `offset` that a request asks for; raises BadRequest."""
     return (
         min(_whole_number(request.query_params, "limit", DEFAULT_LIMIT), MAX_LIMIT),
         _whole_number(request.query_params, "offset", 0),

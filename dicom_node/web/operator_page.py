@@ -1,5 +1,6 @@
 """The operator's page: what came, what was made of it, and what went wrong; no script, no patient names."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
@@ -10,12 +11,14 @@ from starlette.responses import HTMLResponse, Response
 
 from dicom_node.web.operations import study_line
 from dicom_node.web.services import FRESH, RESEARCH_USE, services_of
-from storage.tables import Study
+from storage.jobs import failed_jobs
+from storage.tables import Delivery, Job, Study
+from storage.worklist import stuck_deliveries
 
 STUDIES_SHOWN: Final = 100
 REFRESH_S: Final = 5
 PAGE_POLICY: Final = (
-    "default-src 'none'; style-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem;
@@ -40,9 +43,14 @@ def show_operator_page(request: Request) -> Response:
         order = (Study.last_received_at.desc(), Study.study_instance_uid)
         rows = tx.scalars(select(Study).order_by(*order).limit(STUDIES_SHOWN)).all()
         lines = [study_line(tx, row) for row in rows]
-    problems = [problem for check in services_of(request).readiness_checks for problem in check()]
+        stuck = stuck_deliveries(tx)
+        failed = [tx.get_one(Job, job_id) for job_id in failed_jobs(tx, STUDIES_SHOWN)]
+        notes = {row.study_instance_uid: row.identity_note for row in rows if row.identity_note}
+    checks = services_of(request).readiness_checks
+    problems = [problem.sentence for check in checks for problem in check()]
     headers = FRESH | {"Content-Security-Policy": PAGE_POLICY}
-    return HTMLResponse(_page(lines, problems), 200, headers)
+    told = _failed(failed) + _stuck(stuck) + "".join(map(_identity, notes.items()))
+    return HTMLResponse(_page(lines, problems, told), 200, headers)
 
 
 def show_style(request: Request) -> Response:
@@ -51,7 +59,7 @@ def show_style(request: Request) -> Response:
     return Response(STYLE, 200, FRESH, "text/css; charset=utf-8")
 
 
-def _page(studies: list[JsonObject], problems: list[str]) -> str:
+def _page(studies: list[JsonObject], problems: list[str], told: str = "") -> str:
     warnings = "".join(f'<p class="bad">Not ready: {escape(problem)}</p>' for problem in problems)
     articles = "".join(map(_study, studies)) or "<p>Nothing has been received yet.</p>"
     return (
@@ -61,8 +69,58 @@ def _page(studies: list[JsonObject], problems: list[str]) -> str:
         '<title>SIM4SEG node</title><link rel="stylesheet" href="/operator/style.css"></head>'
         f'<body><h1>SIM4SEG node</h1><p class="notice">{RESEARCH_USE} '
         '<a href="/">Viewer</a> · <a href="/health/ready">Health</a> · <a href="/metrics">Metrics</a> · '
-        f'<a href="/api/studies">JSON</a></p>{warnings}{articles}</body></html>'
+        f'<a href="/api/studies">JSON</a></p>{warnings}{told}{articles}</body></html>'
     )
+
+
+def _failed(jobs: Sequence[Job]) -> str:
+    """Dead letters that nobody asked for again, the oldest first."""
+    rows = "".join(
+        _row(
+            (job.job_id, job.study_instance_uid, job.rule, job.model, job.attempts, job.reason or ""),
+            _button(f"/api/jobs/{job.job_id}/requeue", "Run again"),
+        )
+        for job in jobs
+    )
+    names = ("Job", "Study", "Rule", "Model", "Tries", "Why", "")
+    return _waiting("Jobs that failed", names, rows, "dicom-node requeue JOB, or --all-failed for all")
+
+
+def _stuck(deliveries: Sequence[Delivery]) -> str:
+    """What waits for a person at a destination."""
+    rows = "".join(
+        _row(
+            (row.delivery_id, row.state, row.destination, row.last_status or "", row.attempts, row.reason),
+            _button(f"/api/deliveries/{row.delivery_id}/redeliver", "Send again"),
+        )
+        for row in deliveries
+    )
+    names = ("Delivery", "State", "Destination", "Answer", "Tries", "What to do", "")
+    title, command = "Deliveries that wait for somebody", "dicom-node redeliver DELIVERY, or --failed for all"
+    return _waiting(title, names, rows, command)
+
+
+def _waiting(title: str, names: Sequence[str], rows: str, command: str) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return (
+        f'<article><h2 class="bad">{title}</h2><table><tr>{head}</tr>{rows}</table>'
+        f'<p class="notice">On the command line: {command}.</p></article>'
+    )
+
+
+def _row(cells: Sequence[object], button: str) -> str:
+    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + f"<td>{button}</td></tr>"
+
+
+def _button(action: str, words: str) -> str:
+    return f'<form method="post" action="{escape(action)}"><button>{words}</button></form>'
+
+
+def _identity(note: tuple[str, str | None]) -> str:
+    uid, words = note
+    return f'<p class="bad">{escape(uid)}: {escape(words or "")}</p>'
 
 
 def _study(study: JsonObject) -> str:
@@ -108,6 +166,7 @@ def _result(summary: JsonObject) -> str:
     """What the model said, in a few words: diagnosis with its confidence, what is outlined."""
     diagnosis, confidence = summary.get("diagnosis"), summary.get("confidence")
     said = [f"{diagnosis} ({confidence:.2f})"] if diagnosis and confidence is not None else []
+    said += [summary["conclusion_label"]] if summary.get("conclusion_label") else []
     is_outlined = (summary.get("sop_instance_uids") or {}).get("seg") is not None
     if is_outlined:
         said.append(f"{summary.get('target') or 'region'} outlined")

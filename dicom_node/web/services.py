@@ -1,24 +1,30 @@
 """What every request handler needs: database, files, the door in, limits, and how to reach them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import anyio
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from dicom_node.errors import NotFound
+from dicom_node.limited import LimitedPool
+from dicom_node.pressure import Pressure
+from dicom_node.readiness import Problem
 from dicom_node.receive import Receiver, checked_uid
 from dicom_node.settings import NodeSettings
+from dicom_node.web.frames import Layouts
 from dicom_node.web.media_types import DICOM_JSON, JSON
+from dicom_node.web.metadata import DICOM_WEB, MetadataCache, instance_address
 from storage.database import Database, Transaction
-from storage.index import find_instance, find_study, instances_of_series, instances_of_study
-from storage.tables import Instance
+from storage.files import FileStore
+from storage.index import find_study
+from storage.retrieval import KeptInstance, kept_instances
 
-DICOM_WEB: Final = "/dicom-web"
+__all__ = ["DICOM_WEB", "instance_address"]
+
 PRIVATE: Final = {"Cache-Control": "private, max-age=3600"}
 FRESH: Final = {"Cache-Control": "private, no-cache"}
 RESEARCH_USE: Final = "Research use only. Not a medical device."
@@ -29,18 +35,22 @@ class WebServices:
     """Held by the app, read by the handlers."""
 
     database: Database
+    files: FileStore
     receiver: Receiver
     settings: NodeSettings
-    readiness_checks: Sequence[Callable[[], list[str]]]
+    readiness_checks: Sequence[Callable[[], list[Problem]]]
     uploads: anyio.CapacityLimiter  # bodies read at the same time; others wait
+    pressure: Pressure
+    decoders: LimitedPool
+    layouts: Layouts
+    metadata: MetadataCache
 
-    @property
-    def files_root(self) -> Path:
-        """Folder that the paths of instances are relative to."""
-        return self.settings.storage.files_root
+    def close(self) -> None:
+        """End the processes that decode; the database is its opener's to close."""
+        self.decoders.close()
 
 
-def services_of(request: Request) -> WebServices:
+def services_of(request: HTTPConnection) -> WebServices:
     """Return the app's services."""
     return cast("WebServices", request.app.state.services)
 
@@ -56,7 +66,7 @@ def uid_in_path(request: Request, name: str) -> str:
     return str(checked_uid(request.path_params[name], f"{name} in the address"))
 
 
-def instances_at(request: Request, tx: Transaction) -> list[Instance]:
+def instances_at(request: Request, tx: Transaction) -> list[KeptInstance]:
     """Return the instances that the request's address names: of a study, of a series, or one.
 
     Raises
@@ -64,36 +74,20 @@ def instances_at(request: Request, tx: Transaction) -> list[Instance]:
     NotFound
         If there are none.
     """
-    study = uid_in_path(request, "study")
-    found: Sequence[Instance]
-    if "instance" in request.path_params:
-        instance = find_instance(tx, uid_in_path(request, "instance"))
-        found = [instance] if instance is not None else []
-    elif "series" in request.path_params:
-        found = instances_of_series(tx, uid_in_path(request, "series"))
-    else:
-        found = instances_of_study(tx, study)
-    series = request.path_params.get("series")
-    here = [
-        row for row in found if row.study_instance_uid == study and series in (None, row.series_instance_uid)
+    named = [
+        uid_in_path(request, level) if level in request.path_params else None
+        for level in ("series", "instance")
     ]
-    if not here:
+    found = kept_instances(tx, uid_in_path(request, "study"), *named)
+    if not found:
         raise NotFound("no instance of this address is stored here")
-    return here
+    return found
 
 
 def require_study(tx: Transaction, study_instance_uid: str) -> None:
     """Raise NotFound unless the study is here."""
     if find_study(tx, study_instance_uid) is None:
         raise NotFound("no study of this UID is stored here")
-
-
-def instance_address(row: Instance) -> str:
-    """Absolute path of one instance under the DICOMweb root."""
-    return (
-        f"{DICOM_WEB}/studies/{row.study_instance_uid}"
-        f"/series/{row.series_instance_uid}/instances/{row.sop_instance_uid}"
-    )
 
 
 def json_response(content: object, status: int = 200, media_type: str = JSON) -> Response:
@@ -105,12 +99,3 @@ def json_response(content: object, status: int = 200, media_type: str = JSON) ->
 def dicom_json_response(content: object, status: int = 200) -> Response:
     """Answer with DICOM JSON."""
     return json_response(content, status, DICOM_JSON)
-
-
-def json_array(items: Iterator[dict[str, Any]]) -> Iterator[bytes]:
-    """Render a JSON array item by item, so that a long one is never held whole."""
-    opening = b"["
-    for item in items:
-        yield opening + json.dumps(item, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-        opening = b","
-    yield b"]" if opening == b"," else b"[]"

@@ -4,27 +4,28 @@ A deflated data set is inflated within the limits it was received under, never w
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.errors import NotFound
 from dicom_node.header import MIB, PIXEL_TAGS, Header, HeaderLimits, inflate, mapped, read_header
-from dicom_node.receive import VALUE_ERRORS
 from storage.errors import InstanceMissing
-from storage.part10 import absolute, open_file
-from storage.tables import Instance
+from storage.files import FileStore
+from storage.records import VALUE_ERRORS
+from storage.retrieval import KeptInstance
 
 DEFER_BYTES: Final = 16 * 1024  # longer values stay in the file until they are asked for
-PIECE_BYTES: Final = 256 * 1024
+PIECE_BYTES: Final = 512 * 1024
 LIMITS: Final = HeaderLimits()
 MISSING: Final = "a file of this address is missing: the operator can run dicom-node fsck"
+NATIVE: Final = frozenset({str(ImplicitVRLittleEndian), str(DeflatedExplicitVRLittleEndian)})
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class StoredPixels:
     vr: str
 
 
-def open_stored(files_root: Path, row: Instance) -> BinaryIO:
+@contextmanager
+def opened(files: FileStore, row: KeptInstance) -> Iterator[BinaryIO]:
     """Open the Part 10 file of an instance.
 
     Raises
@@ -44,54 +46,68 @@ def open_stored(files_root: Path, row: Instance) -> BinaryIO:
         If the index has it and the disk has not; `dicom-node fsck` lists such.
     """
     try:
-        return open_file(files_root, row.path)
+        file = files.open(row.path)
     except InstanceMissing as error:
         raise NotFound(MISSING) from error
+    with file:
+        yield file
 
 
-def require_files(files_root: Path, rows: Sequence[Instance]) -> None:
+def require_files(files: FileStore, rows: Sequence[KeptInstance]) -> None:
     """Raise NotFound unless the files of all `rows` are there: an answer under way cannot be taken back."""
-    for row in rows:
-        if not absolute(files_root, row.path).is_file():
-            raise NotFound(MISSING)
+    if not all(files.exists(row.path) for row in rows):
+        raise NotFound(MISSING)
 
 
 def read_pieces(
-    files_root: Path, row: Instance, start: int = 0, length: int | None = None
+    files: FileStore, row: KeptInstance, start: int = 0, length: int | None = None
 ) -> Iterator[bytes]:
     """Yield bytes of the Part 10 file from `start`, `length` of them or all."""
     left = row.size_bytes - start if length is None else length
-    with open_stored(files_root, row) as file:
+    with opened(files, row) as file:
         file.seek(start)
         while left > 0 and (piece := file.read(min(left, PIECE_BYTES))):
             left -= len(piece)
             yield piece
 
 
-def read_structure(files_root: Path, row: Instance) -> Header:
+def read_structure(files: FileStore, row: KeptInstance) -> Header:
     """Walk the file: short elements, and where its pixels are."""
-    with open_stored(files_root, row) as file:
+    with _local(files, row) as file:
         return read_header(file, LIMITS)
 
 
-def read_data_set(files_root: Path, row: Instance) -> tuple[Dataset, StoredPixels | None]:
-    """Read the data set without its pixels; long values are left in the file."""
-    with open_stored(files_root, row) as file:
-        if row.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
-            return _read_deflated(file)
-    path = absolute(files_root, row.path)  # by path, so that pydicom can come back for deferred values
-    with path.open("rb") as file:
-        dataset = dcmread(file, stop_before_pixels=True, defer_size=DEFER_BYTES)
-        is_little = dataset.original_encoding[1] is not False
-        return dataset, _pixels_at(file, dataset, is_little_endian=is_little)
+@contextmanager
+def data_set_of(files: FileStore, row: KeptInstance) -> Iterator[tuple[Dataset, StoredPixels | None]]:
+    """Give the data set without its pixels; long values are read from the file while the `with` lasts."""
+    try:
+        with files.local(row.path) as path, path.open("rb") as file:
+            if row.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+                yield _read_deflated(file)
+                return
+            dataset = dcmread(file, stop_before_pixels=True, defer_size=DEFER_BYTES)
+            is_little = dataset.original_encoding[1] is not False
+            yield dataset, _pixels_at(file, dataset, is_little_endian=is_little)
+    except InstanceMissing as error:
+        raise NotFound(MISSING) from error
 
 
-def inflated_data_set(files_root: Path, row: Instance) -> bytes:
+def inflated_data_set(files: FileStore, row: KeptInstance) -> bytes:
     """Inflate a whole deflated data set; its size was checked when it was received."""
-    with open_stored(files_root, row) as file:
+    with _local(files, row) as file:
         header = read_header(file, LIMITS)
         with mapped(file) as buffer:
             return inflate(buffer, header.data_set_offset, LIMITS.max_inflated_bytes)
+
+
+@contextmanager
+def _local(files: FileStore, row: KeptInstance) -> Iterator[BinaryIO]:
+    """Open the file on this machine's disk, where it can be mapped."""
+    try:
+        with files.local(row.path) as path, path.open("rb") as file:
+            yield file
+    except InstanceMissing as error:
+        raise NotFound(MISSING) from error
 
 
 def _read_deflated(file: BinaryIO) -> tuple[Dataset, StoredPixels | None]:
@@ -117,7 +133,7 @@ def _pixels_at(file: BinaryIO, dataset: Dataset, *, is_little_endian: bool) -> S
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     is_explicit = vr in ("OB", "OW", "OF", "OD")
     default = {0x7FE00008: "OF", 0x7FE00009: "OD"}.get(tag, "OW")
-    return StoredPixels(tag, vr if is_explicit and syntax != "1.2.840.10008.1.2" else default)
+    return StoredPixels(tag, vr if is_explicit and syntax != ImplicitVRLittleEndian else default)
 
 
 def raw_value(dataset: Dataset, tag: BaseTag) -> bytes:
@@ -139,10 +155,9 @@ def raw_value(dataset: Dataset, tag: BaseTag) -> bytes:
     raise NotFound("this element is no bulk data; it stands in the metadata")
 
 
-def served_syntax(row: Instance) -> str:
+def served_syntax(row: KeptInstance) -> str:
     """Transfer syntax that frames of this instance have once they stand alone.
 
     A frame cut out of a deflated or implicit data set is encoded as in Explicit VR Little Endian.
     """
-    native = {"1.2.840.10008.1.2", str(DeflatedExplicitVRLittleEndian)}
-    return str(ExplicitVRLittleEndian) if row.transfer_syntax_uid in native else row.transfer_syntax_uid
+    return str(ExplicitVRLittleEndian) if row.transfer_syntax_uid in NATIVE else row.transfer_syntax_uid

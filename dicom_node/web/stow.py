@@ -6,6 +6,7 @@ Addresses inside a data set are never followed.
 Source: PS3.18 10.5, Tables 10.5.3-1 (statuses) and I.2 (store instances response).
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,10 +16,25 @@ from pydicom.dataset import FileMetaDataset
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dicom_node.errors import BadRequest, BodyTooLarge, NodeError, Unparseable, UnsupportedMediaType
+from dicom_node.errors import (
+    BadRequest,
+    BodyTooLarge,
+    BodyTooSlow,
+    IndexUnavailable,
+    NodeError,
+    RequestRefused,
+    Unparseable,
+    UnsupportedMediaType,
+)
 from dicom_node.header import MAX_META_BYTES, META_START, MIB, split_meta
-from dicom_node.receive import ExpectedUids, Received, checked_uid
-from dicom_node.web.media_types import DICOM, MULTIPART, MediaType, parse_media_type, part_type
+from dicom_node.receive import (
+    MAX_UID_CHARACTERS,
+    UID_FORM,
+    ExpectedUids,
+    Received,
+    checked_uid,
+)
+from dicom_node.web.media_types import DICOM, DICOM_JSON, MULTIPART, MediaType, parse_media_type, part_type
 from dicom_node.web.multipart import MultipartLimits, MultipartReader, Part
 from dicom_node.web.qido import require_json
 from dicom_node.web.services import (
@@ -28,9 +44,12 @@ from dicom_node.web.services import (
     services_of,
     uid_in_path,
 )
+from dicom_node.web.stow_metadata import DescribedInstance, read_described
 from storage.index import Origin, request_completion
+from storage.records import VALUE_ERRORS
 
 SILENCE_S: Final = 30.0  # a body that brings nothing for so long is given up
+MIN_BYTES_PER_S: Final = 1024  # on average, once it has taken so long
 REQUESTED_BY: Final = "STOW-RS request"
 ORIGIN_KIND: Final = "STOW-RS"
 
@@ -50,6 +69,10 @@ class _Outcome:
 
     stored: list[Received] = field(default_factory=list)
     failures: list[_Failure] = field(default_factory=list)
+
+
+class _Ended(Exception):
+    """The body is not read any further; why is among the failures."""
 
 
 class _Remembered:
@@ -80,25 +103,46 @@ async def store_instances(request: Request) -> Response:
             return await anext(stream, b"")
 
     def chunks() -> Iterator[bytes]:
+        pace = _Pace()
         while True:
             try:
                 chunk = anyio.from_thread.run(next_chunk)
             except TimeoutError as error:
-                raise Unparseable(f"nothing came for {SILENCE_S:.0f} seconds") from error
+                raise BodyTooSlow(f"nothing came for {SILENCE_S:.0f} seconds") from error
             except ClientDisconnect as error:
                 raise Unparseable("the client broke off") from error
             if not chunk:
                 return
+            pace.count(len(chunk))
             yield chunk
 
     return await anyio.to_thread.run_sync(_store, services, kind, chunks(), study, limiter=services.uploads)
 
 
+class _Pace:
+    """How quickly a body comes; one that drips holds a thread and a file."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._total = 0
+
+    def count(self, size: int) -> None:
+        """Note some bytes; raises BodyTooSlow."""
+        self._total += size
+        seconds = time.monotonic() - self._started
+        if seconds > SILENCE_S and self._total < seconds * MIN_BYTES_PER_S:
+            raise BodyTooSlow(f"the body comes with less than {MIN_BYTES_PER_S} bytes a second")
+
+
 def _refuse_early(request: Request, kind: MediaType, services: WebServices) -> None:
     """Refuse by the headers what need not be read."""
-    is_multipart = kind.essence == MULTIPART and MediaType(part_type(kind), {}).covers(DICOM)
+    of_parts = MediaType(part_type(kind), {})
+    is_multipart = kind.essence == MULTIPART and (of_parts.covers(DICOM) or of_parts.covers(DICOM_JSON))
     if not is_multipart and kind.essence != DICOM:
         raise UnsupportedMediaType(f"bodies of type {kind.essence} are not taken here")
+    problem = services.pressure.soft_problem()
+    if problem is not None and services.pressure.hard_problem() is None:  # full is told for each instance
+        raise IndexUnavailable(problem)
     announced = request.headers.get("content-length", "0")
     if not announced.isdigit():
         raise BadRequest("Content-Length is not a number")
@@ -113,16 +157,48 @@ def _max_body_bytes(services: WebServices) -> int:
 def _store(services: WebServices, kind: MediaType, chunks: Iterator[bytes], study: str | None) -> Response:
     outcome = _Outcome()
     limits = MultipartLimits(_max_body_bytes(services))
-    if kind.essence == MULTIPART:
-        reader = MultipartReader(chunks, kind.parameters.get("boundary", ""), limits)
-        for part in reader.parts():
-            _store_part(services, part, study, outcome)
-    else:
-        _store_part(services, Part({}, _bounded(chunks, limits.max_body_bytes)), study, outcome)
+    try:
+        if kind.essence == MULTIPART:
+            reader = MultipartReader(chunks, kind.parameters.get("boundary", ""), limits)
+            _store_parts(services, kind, reader, study, outcome)
+        else:
+            _store_part(services, Part({}, _bounded(chunks, limits.max_body_bytes)), study, outcome)
+    except _Ended:
+        pass
+    except RequestRefused as error:  # what came before it is stored, and is told
+        if not outcome.stored:
+            raise
+        outcome.failures.append(_Failure(error, "", ""))
     if not outcome.stored and not outcome.failures:
         raise BadRequest("the body holds no instance")
     _request_completion(services, outcome)
     return dicom_json_response(_render(outcome, study), _status(outcome))
+
+
+def _store_parts(
+    services: WebServices, kind: MediaType, reader: MultipartReader, study: str | None, outcome: _Outcome
+) -> None:
+    if part_type(kind) == DICOM_JSON:
+        for described in read_described(reader.parts()):
+            _store_described(services, described, study, outcome)
+        return
+    for part in reader.parts():
+        _store_part(services, part, study, outcome)
+
+
+def _store_described(
+    services: WebServices, described: DescribedInstance, study: str | None, outcome: _Outcome
+) -> None:
+    try:
+        expected = ExpectedUids(study_instance_uid=study)
+        content = [described.encode()]
+        outcome.stored.append(services.receiver.receive_part10(content, Origin(ORIGIN_KIND, ""), expected))
+    except NodeError as error:
+        uids = [
+            uid if UID_FORM.fullmatch(uid) and len(uid) <= MAX_UID_CHARACTERS else ""
+            for uid in (described.sop_class_uid, described.sop_instance_uid)
+        ]
+        outcome.failures.append(_Failure(error, *uids))
 
 
 def _bounded(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes]:
@@ -142,10 +218,11 @@ def _store_part(services: WebServices, part: Part, study: str | None, outcome: _
             raise UnsupportedMediaType(f"parts of type {kind.essence} are not taken here")
         expected = ExpectedUids(study_instance_uid=study)
         outcome.stored.append(services.receiver.receive_part10(content, Origin(ORIGIN_KIND, ""), expected))
-    except BodyTooLarge:
+    except (BodyTooLarge, BodyTooSlow) as error:
         if not outcome.stored:
             raise
-        outcome.failures.append(_failure(BodyTooLarge("the body is too large"), content.head))
+        outcome.failures.append(_failure(error, content.head))
+        raise _Ended from error
     except NodeError as error:
         outcome.failures.append(_failure(error, content.head))
 
@@ -156,7 +233,7 @@ def _failure(error: NodeError, head: bytes) -> _Failure:
         return _Failure(
             error, _uid(meta, "MediaStorageSOPClassUID"), _uid(meta, "MediaStorageSOPInstanceUID")
         )
-    except NodeError:
+    except (NodeError, *VALUE_ERRORS):
         return _Failure(error, "", "")
 
 
@@ -165,12 +242,16 @@ def _uid(meta: FileMetaDataset, keyword: str) -> str:
 
 
 def _request_completion(services: WebServices, outcome: _Outcome) -> None:
-    """One request brings one study, as far as its sender has it: there is nothing to wait for."""
-    if outcome.failures:
+    """One request brings one study, as far as its sender has it: there is nothing to wait for.
+
+    Of several studies in one request with failures nobody knows which is incomplete: those become quiet.
+    """
+    studies = sorted({received.study_instance_uid for received in outcome.stored})
+    if outcome.failures and len(studies) != 1:
         return
     with services.database.transaction() as tx:
-        for study in sorted({received.study_instance_uid for received in outcome.stored}):
-            request_completion(tx, study, REQUESTED_BY)
+        for study in studies:
+            request_completion(tx, study, REQUESTED_BY, missing=len(outcome.failures))
 
 
 def _status(outcome: _Outcome) -> int:

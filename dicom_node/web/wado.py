@@ -1,20 +1,18 @@
-"""WADO-RS: retrieve instances, metadata, frames, bulk data.
+"""WADO-RS: retrieve instances, metadata, frames.
 
 Source: PS3.18 10.4, Annex F; the forms that OHIF 3.13.2 asks for.
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
-from pydicom.tag import BaseTag
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from dicom_node.dimse.transcode import PLAIN, encode_plain
 from dicom_node.errors import BadRequest, NotAcceptable, NotFound
-from dicom_node.header import PIXEL_TAGS
-from dicom_node.web.dicom_json import bulk_element, render_data_set
-from dicom_node.web.frames import FrameReader, choose_syntax, open_frames, read_frames
+from dicom_node.web.frames import FrameReader, choose_syntax, read_frames
 from dicom_node.web.media_types import (
     DICOM,
     DICOM_JSON,
@@ -25,105 +23,150 @@ from dicom_node.web.media_types import (
     accepted,
     part_type,
 )
+from dicom_node.web.metadata import MAX_JOINED_BYTES
 from dicom_node.web.qido import require_json
-from dicom_node.web.services import (
-    PRIVATE,
-    WebServices,
-    instance_address,
-    instances_at,
-    json_array,
-    services_of,
-)
-from dicom_node.web.stored import raw_value, read_data_set, read_pieces, require_files
-from storage.tables import Instance
+from dicom_node.web.ranges import asked_range, range_headers, unsatisfiable
+from dicom_node.web.services import PRIVATE, WebServices, instance_address, instances_at, services_of
+from dicom_node.web.stored import read_pieces, require_files
+from storage.retrieval import KeptInstance
 
 MAX_FRAMES_ASKED: Final = 10_000
-MAX_BULK_PATH: Final = 130  # tag, item, tag, item ...: 64 sequences deep
+ATTACHMENT: Final = {"Content-Disposition": "attachment"}  # a file that is HTML as well opens as neither
 
 
 def retrieve_metadata(request: Request) -> Response:
     """Answer GET .../metadata of a study, a series or an instance, complete."""
     require_json(request)
-    services, rows = _rows(request)
-    tag = _entity_tag(rows, "metadata-1")
-    if _is_unchanged(request, tag):
-        return Response(status_code=304, headers=_headers(tag))
-    items = (_metadata(services, row) for row in rows)
-    return StreamingResponse(json_array(items), 200, _headers(tag), DICOM_JSON)
+    services = services_of(request)
+    with services.database.reading() as tx:
+        rows = instances_at(request, tx)
+    tag = entity_tag(rows, "metadata-3")
+    if is_unchanged(request, tag):
+        return Response(status_code=304, headers=validators(tag))
+    pieces = services.metadata.of_all(services.files, rows, tag.strip('"'))
+    first = next(pieces)  # what cannot be read is told by the status, before the answer begins
+    body, is_whole = _collected(first, pieces)
+    if is_whole:
+        return Response(body, 200, validators(tag), DICOM_JSON)
+    return StreamingResponse(_followed(body, pieces), 200, validators(tag), DICOM_JSON)
+
+
+def _collected(first: bytes, rest: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Read the answer as far as it may be held: one write is several times cheaper than a stream."""
+    pieces, total = [first], len(first)
+    for piece in rest:
+        pieces.append(piece)
+        total += len(piece)
+        if total > MAX_JOINED_BYTES // 4:
+            return b"".join(pieces), False
+    return b"".join(pieces), True
+
+
+def _followed(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
 
 
 def retrieve_instances(request: Request) -> Response:
-    """Answer GET of a study, a series or an instance: Part 10 files, exactly as stored."""
+    """Answer GET of a study, a series or an instance: Part 10 files, as stored or without compression.
+
+    The whole of what the standard leaves open: without the parameter transfer-syntax they come as stored.
+    """
     services, rows = _rows(request)
-    is_multipart = _choose_instances(request, rows)
-    tag = _entity_tag(rows, "multipart" if is_multipart else "bare")
-    if _is_unchanged(request, tag):
-        return Response(status_code=304, headers=_headers(tag))
+    is_multipart, syntax = _choose_instances(request, rows)
+    tag = entity_tag(rows, f"{'multipart' if is_multipart else 'bare'}{syntax}")
+    if is_unchanged(request, tag):
+        return Response(status_code=304, headers=validators(tag))
     if not is_multipart:
-        headers = _headers(tag) | {
-            "Content-Length": str(rows[0].size_bytes),
-            "Content-Disposition": "attachment",
-        }
-        return StreamingResponse(read_pieces(services.files_root, rows[0]), 200, headers, DICOM)
+        return bare_instance(request, rows[0], syntax)
     writer = MultipartWriter(DICOM)
-    sizes = [(_dicom_type(row), instance_address(row), row.size_bytes) for row in rows]
-    parts = ((_dicom_type(row), instance_address(row), read_pieces(services.files_root, row)) for row in rows)
-    headers = _headers(tag) | {"Content-Length": str(writer.length(sizes))}
-    return StreamingResponse(writer.render(parts), 200, headers, writer.content_type)
+    parts = (
+        (_dicom_type(row, syntax), instance_address(row), _part10(services, row, syntax)) for row in rows
+    )
+    headers = validators(tag)
+    if not any(_is_converted(row, syntax) for row in rows):
+        sizes = [(_dicom_type(row, syntax), instance_address(row), row.size_bytes) for row in rows]
+        headers["Content-Length"] = str(writer.length(sizes))
+    return StreamingResponse(_begun(writer.render(parts)), 200, headers, writer.content_type)
+
+
+def bare_instance(request: Request, row: KeptInstance, syntax: str) -> Response:
+    """Answer with one Part 10 file, or a range of it; `syntax` "*" is the stored one."""
+    if syntax not in ("*", row.transfer_syntax_uid, *PLAIN):
+        raise NotAcceptable(f"this instance is not given in the transfer syntax {syntax[:64]}")
+    services = services_of(request)
+    require_files(services.files, [row])
+    headers = validators(entity_tag([row], f"bare{syntax}")) | ATTACHMENT
+    if _is_converted(row, syntax):
+        return StreamingResponse(_begun(_part10(services, row, syntax)), 200, headers, DICOM)
+    headers["Accept-Ranges"] = "bytes"
+    stretch = asked_range(request, row.size_bytes, headers["ETag"])
+    if stretch is None:
+        headers["Content-Length"] = str(row.size_bytes)
+        return StreamingResponse(read_pieces(services.files, row), 200, headers, DICOM)
+    if not stretch:
+        return unsatisfiable(row.size_bytes)
+    pieces = read_pieces(services.files, row, stretch.start, len(stretch))
+    return StreamingResponse(pieces, 206, headers | range_headers(stretch, row.size_bytes), DICOM)
+
+
+def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Have the first piece before the status goes out."""
+    return _followed(next(pieces), pieces)
+
+
+def _part10(services: WebServices, row: KeptInstance, syntax: str) -> Iterator[bytes]:
+    if not _is_converted(row, syntax):
+        yield from read_pieces(services.files, row)
+        return
+    with services.files.local(row.path) as path:
+        yield from services.decoders.each(encode_plain, str(path), syntax)
+
+
+def _is_converted(row: KeptInstance, syntax: str) -> bool:
+    return syntax not in ("*", row.transfer_syntax_uid)
 
 
 def retrieve_frames(request: Request) -> Response:
     """Answer GET .../frames/1,2,3."""
-    services, rows = _rows(request)
-    numbers = _frame_numbers(request.path_params["frames"])
-    reader = open_frames(services.files_root, rows[0])
+    services = services_of(request)
+    with services.database.reading() as tx:
+        row = instances_at(request, tx)[0]
+    numbers = frame_numbers(request.path_params["frames"])
+    reader = open_frames(services, row)
     if max(numbers) > reader.count:
         raise NotFound(f"this instance has {reader.count} frames")
-    is_multipart, syntax = _choose_frames(request, rows[0], len(numbers))
-    tag = _entity_tag(rows, f"{numbers}{syntax}{is_multipart}")
-    if _is_unchanged(request, tag):
-        return Response(status_code=304, headers=_headers(tag))
+    is_multipart, syntax = _choose_frames(request, row, len(numbers))
+    tag = entity_tag([row], f"{numbers}{syntax}{is_multipart}")
+    if is_unchanged(request, tag):
+        return Response(status_code=304, headers=validators(tag))
     content_type = f"{OCTET_STREAM}; transfer-syntax={syntax}"
     if not is_multipart:
-        frame = next(read_frames(reader, numbers, syntax))
-        return Response(frame, 200, _headers(tag) | {"Content-Type": content_type})
-    return _multipart_frames(reader, numbers, content_type, _headers(tag))
+        return _bare_frame(request, next(read_frames(reader, numbers, syntax)), content_type, tag)
+    return _multipart_frames(reader, numbers, content_type, validators(tag))
 
 
-def retrieve_bulk_data(request: Request) -> Response:
-    """Answer GET .../bulkdata/TAG or .../bulkdata/TAG/ITEM/TAG."""
-    services, rows = _rows(request)
-    path = _bulk_path(request.path_params["path"])
-    tag = _entity_tag(rows, f"bulk{path}")
-    if _is_unchanged(request, tag):
-        return Response(status_code=304, headers=_headers(tag))
-    content = _bulk_value(services, rows[0], path)
-    kinds = accepted(request)
-    if any(kind.covers(OCTET_STREAM) for kind in kinds):
-        return Response(content, 200, _headers(tag), OCTET_STREAM)
-    if not any(_takes_parts(kind, OCTET_STREAM) for kind in kinds):
-        raise NotAcceptable(f"bulk data comes as {OCTET_STREAM}, alone or in {MULTIPART}")
-    writer = MultipartWriter(OCTET_STREAM)
-    body = b"".join(writer.render([(OCTET_STREAM, request.url.path, [content])]))
-    return Response(body, 200, _headers(tag), writer.content_type)
+def _bare_frame(request: Request, frame: bytes, content_type: str, tag: str) -> Response:
+    headers = validators(tag) | {"Content-Type": content_type, "Accept-Ranges": "bytes"}
+    stretch = asked_range(request, len(frame), tag)
+    if stretch is None:
+        return Response(frame, 200, headers)
+    if not stretch:
+        return unsatisfiable(len(frame))
+    return Response(frame[stretch.start : stretch.stop], 206, headers | range_headers(stretch, len(frame)))
 
 
-def _rows(request: Request) -> tuple[WebServices, list[Instance]]:
+def open_frames(services: WebServices, row: KeptInstance) -> FrameReader:
+    """Open the frames of `row`; raises NotFound when it has no pixels."""
+    return FrameReader(services.files, row, services.layouts.of(services.files, row), services.decoders)
+
+
+def _rows(request: Request) -> tuple[WebServices, list[KeptInstance]]:
     services = services_of(request)
     with services.database.reading() as tx:
         rows = instances_at(request, tx)
-    require_files(services.files_root, rows)
+    require_files(services.files, rows)
     return services, rows
-
-
-def _metadata(services: WebServices, row: Instance) -> dict[str, Any]:
-    dataset, pixels = read_data_set(services.files_root, row)
-    address = f"{instance_address(row)}/bulkdata"
-    rendered = render_data_set(dataset, address)
-    rendered["00083002"] = {"vr": "UI", "Value": [row.transfer_syntax_uid]}
-    if pixels is not None:
-        rendered[f"{pixels.tag:08X}"] = bulk_element(pixels.vr, address, pixels.tag)
-    return rendered
 
 
 def _multipart_frames(
@@ -143,7 +186,8 @@ def _multipart_frames(
     return StreamingResponse(writer.render(parts), 200, headers, writer.content_type)
 
 
-def _frame_numbers(text: str) -> list[int]:
+def frame_numbers(text: str) -> list[int]:
+    """Parse a frame list of an address, numbers from 1 divided by commas; raises BadRequest."""
     parts = text.split(",")
     if len(parts) > MAX_FRAMES_ASKED or not all(part.isascii() and part.isdigit() for part in parts):
         raise BadRequest("frames are asked for as numbers from 1, divided by commas")
@@ -153,25 +197,29 @@ def _frame_numbers(text: str) -> list[int]:
     return numbers
 
 
-def _choose_instances(request: Request, rows: Sequence[Instance]) -> bool:
-    """Whether to answer with multipart; the stored transfer syntax is the only one given."""
+def _choose_instances(request: Request, rows: Sequence[KeptInstance]) -> tuple[bool, str]:
+    """Whether to answer with multipart, and in which transfer syntax: "*" is the stored one of each."""
     for kind in accepted(request):
-        asked = kind.parameters.get("transfer-syntax", "*")
-        if asked != "*" and any(row.transfer_syntax_uid != asked for row in rows):
+        asked = kind.parameters.get("transfer-syntax") or "*"
+        if asked not in ("*", *PLAIN) and any(row.transfer_syntax_uid != asked for row in rows):
             continue
-        if _takes_parts(kind, DICOM):
-            return True
+        if takes_parts(kind, DICOM):
+            return True, asked
         if kind.covers(DICOM) and len(rows) == 1:
-            return False
-    raise NotAcceptable(f"instances come as {DICOM} in their stored transfer syntax, alone or in {MULTIPART}")
+            return False, asked
+    raise NotAcceptable(
+        f"instances come as {DICOM}, alone or in {MULTIPART}: as stored (transfer-syntax=*), or in "
+        f"{' or '.join(PLAIN)}"
+    )
 
 
-def _choose_frames(request: Request, row: Instance, count: int) -> tuple[bool, str]:
+def _choose_frames(request: Request, row: KeptInstance, count: int) -> tuple[bool, str]:
     for kind in accepted(request):
-        is_multipart = _takes_parts(kind, OCTET_STREAM)
+        is_multipart = takes_parts(kind, OCTET_STREAM)
         if not is_multipart and not (kind.covers(OCTET_STREAM) and count == 1):
             continue
-        syntax = choose_syntax(kind.parameters.get("transfer-syntax"), row)
+        asked = kind.parameters.get("transfer-syntax")
+        syntax = choose_syntax("*" if kind.essence == "*/*" and asked is None else asked, row)
         if syntax is not None:
             return is_multipart, syntax
     raise NotAcceptable(
@@ -179,52 +227,32 @@ def _choose_frames(request: Request, row: Instance, count: int) -> tuple[bool, s
     )
 
 
-def _takes_parts(kind: MediaType, essence: str) -> bool:
+def takes_parts(kind: MediaType, essence: str) -> bool:
     """Whether `kind` is multipart/related with parts of the media type `essence`, or anything."""
     if kind.essence == "*/*":
         return True
     return kind.covers(MULTIPART) and MediaType(part_type(kind), {}).covers(essence)
 
 
-def _dicom_type(row: Instance) -> str:
-    return f"{DICOM}; transfer-syntax={row.transfer_syntax_uid}"
+def _dicom_type(row: KeptInstance, syntax: str) -> str:
+    return f"{DICOM}; transfer-syntax={row.transfer_syntax_uid if syntax == '*' else syntax}"
 
 
-def _bulk_path(text: str) -> list[int]:
-    """Parse TAG(/ITEM/TAG)*: hexadecimal tags, items from 0."""
-    parts = text.split("/")
-    if len(parts) % 2 == 0 or len(parts) > MAX_BULK_PATH:
-        raise NotFound("there is no bulk data at this address")
-    try:
-        return [int(part[:9], 10 if index % 2 else 16) for index, part in enumerate(parts)]
-    except ValueError as error:
-        raise NotFound("there is no bulk data at this address") from error
-
-
-def _bulk_value(services: WebServices, row: Instance, path: list[int]) -> bytes:
-    if path[0] in PIXEL_TAGS:
-        reader = open_frames(services.files_root, row)
-        return b"".join(reader.stored(number) for number in range(1, reader.count + 1))
-    dataset, _pixels = read_data_set(services.files_root, row)
-    for position in range(0, len(path) - 1, 2):
-        items = dataset.get(BaseTag(path[position]))
-        if items is None or items.VR != "SQ" or not 0 <= path[position + 1] < len(items.value):
-            raise NotFound("there is no bulk data at this address")
-        dataset = items.value[path[position + 1]]
-    return raw_value(dataset, BaseTag(path[-1]))
-
-
-def _entity_tag(rows: Sequence[Instance], form: str) -> str:
+def entity_tag(rows: Sequence[KeptInstance], form: str) -> str:
+    """ETag of what is made of `rows` in the form `form`."""
     digest = hashlib.sha256(form.encode())
-    for row in rows:
-        digest.update(row.sha256.encode())
+    digest.update("".join([row.sha256 for row in rows]).encode())
     return f'"{digest.hexdigest()[:32]}"'
 
 
-def _is_unchanged(request: Request, tag: str) -> bool:
-    known = (part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(","))
-    return tag in known
+def is_unchanged(request: Request, tag: str) -> bool:
+    """Whether the client says that it has this already."""
+    asked = request.headers.get("if-none-match")
+    if asked is None:
+        return False
+    return tag in (part.strip().removeprefix("W/") for part in asked.split(","))
 
 
-def _headers(tag: str) -> dict[str, str]:
+def validators(tag: str) -> dict[str, str]:
+    """Headers by which a client may keep an answer."""
     return PRIVATE | {"ETag": tag, "Vary": "Accept"}

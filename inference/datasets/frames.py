@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +24,55 @@ class Frames:
     images: NDArray[np.uint8]  # (N, side, side, 3)
     masks: NDArray[np.uint8]  # (N, side, side), 0 or 255
     inner_hws: NDArray[np.int64]  # (N, 2): (h, w) of the image inside the square
+    home: Path  # their folder
 
 
-def read_image(record: Record) -> NDArray[np.uint8]:
-    """The record's pixels (H, W, 3) uint8 RGB, at the size on disk."""
+class HasImage(Protocol):
+    """Something with an image on disk."""
+
+    @property
+    def image(self) -> Path:
+        """Where it is."""
+
+
+class HasMask(Protocol):
+    """Something with a mask on disk, perhaps."""
+
+    @property
+    def mask(self) -> Path | None:
+        """Where it is, if anywhere."""
+
+
+def read_image(record: HasImage) -> NDArray[np.uint8]:
+    """The record's pixels (H, W, 3) uint8 RGB, at the size on disk.
+
+    16 and 32 bits a pixel are stretched from the darkest to the brightest; palettes are looked up.
+    """
     with Image.open(record.image) as image:
+        if image.mode.startswith(("I", "F")):
+            return _stretched(np.asarray(image, np.float32))
         return np.asarray(image.convert("RGB"))
 
 
-def read_mask(record: Record, hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The record's mask (H, W) bool; all False where nothing is to be outlined."""
+def _stretched(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    grey = ((values - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def read_mask(record: HasMask, hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The record's mask (H, W) bool; all False where nothing is to be outlined.
+
+    Values are 0 and 255, or 0 and 1; a mask of another size is fitted, nearest neighbour.
+    """
     if record.mask is None:
         return np.zeros(hw, np.bool_)
     with Image.open(record.mask) as image:
-        return np.asarray(image.convert("L")) > 127
+        values = image if image.mode in ("1", "L", "P") else image.convert("L")
+        if values.size != (hw[1], hw[0]):
+            values = values.resize((hw[1], hw[0]), Image.Resampling.NEAREST)
+        levels = np.asarray(values)
+    return levels > (127 if levels.max(initial=0) > 1 else 0)
 
 
 def open_frames(records: Sequence[Record], folder: Path, side: int) -> Frames:
@@ -46,7 +82,7 @@ def open_frames(records: Sequence[Record], folder: Path, side: int) -> Frames:
     if not (home / "inner_hws.npy").exists():
         _build(records, home, side)
     images, masks = (np.load(home / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
-    return Frames(images, masks, np.load(home / "inner_hws.npy"))
+    return Frames(images, masks, np.load(home / "inner_hws.npy"), home)
 
 
 def _build(records: Sequence[Record], home: Path, side: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inference.datasets.m3ds import KINDS
 from inference.datasets.sample import Sample
-from inference.prompts import Findings, write_answer, write_empty_answer
+from inference.prompts import Findings, SegPlace, write_answer, write_empty_answer
 
 CENTRE = (1 / 3, 2 / 3)  # of the image's side
 ELLIPSE_OVERLAP = 0.86  # IoU with the ellipse of equal moments, below which a shape is irregular
@@ -38,12 +38,13 @@ class Ellipse:
         return math.pi * (3 * (a + b) - math.sqrt((3 * a + b) * (a + 3 * b)))
 
 
-def answer_of(sample: Sample) -> str:
+def answer_of(sample: Sample, seg_place: SegPlace = "before") -> str:
     """The closed answer for a sample as it now looks; starts with a space."""
     kind = KINDS[sample.record.dataset]
     if not sample.mask.any():
-        return write_empty_answer(kind.modality, sample.record.diagnosis)
-    return write_answer(measure(sample.mask, sample.pixels, kind.modality, sample.record.diagnosis))
+        return write_empty_answer(kind.modality, sample.record.diagnosis, seg_place)
+    found = measure(sample.mask, sample.pixels, kind.modality, sample.record.diagnosis)
+    return write_answer(found, seg_place)
 
 
 def measure(

@@ -116,7 +116,7 @@ def collate(samples: Sequence[Sample], frame_side: int, side: int, grid: int = 1
     full = torch.from_numpy(masks)
     step = frame_side // side
     return ImageBatch(
-        pixels=_shrink(torch.from_numpy(pixels).permute(0, 3, 1, 2), step).contiguous(),
+        pixels=_shrink(torch.from_numpy(pixels).permute(0, 3, 1, 2), step),  # channels last in memory
         masks=(_shrink(full, step) > 0.5).float(),
         cells=_shrink(full, frame_side // grid)[:, 0],
         valid_cells=torch.from_numpy(valid),

@@ -1,15 +1,34 @@
 """The four graphs of a Sim4Seg package, as modules whose inputs and outputs are the graphs'."""
 
+from dataclasses import dataclass, field
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from inference.models.sim4seg import Sim4Seg, region_similarity, top_region
 
 
+@dataclass(frozen=True)
+class ExportSpec:
+    """One graph: its module, example inputs by name, output names, and which axes may vary."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
+
+
+class HasImageEncoder(Protocol):
+    """A model whose image encoder stands alone."""
+
+    image_encoder: nn.Module
+
+
 class ImageEncoderGraph(nn.Module):
     """pixels -> image_embedding."""
 
-    def __init__(self, model: Sim4Seg) -> None:
+    def __init__(self, model: HasImageEncoder) -> None:
         super().__init__()
         self.image_encoder = model.image_encoder
 
@@ -67,7 +86,8 @@ class MaskDecoderGraph(nn.Module):
         height, width = embedding_hw
         self.repeats = height // model.config.grid, width // model.config.grid
         with torch.no_grad():
-            outside, inside = model.prompt_encoder.mask_entries()
+            nothing = model.prompt_encoder.no_mask(1, 1).flatten()
+            outside, inside = model.prompt_encoder.mask_entries() if self.top_k else (nothing, nothing)
             self.register_buffer("positions", model.prompt_encoder.pe_layer(height, width))
             self.register_buffer("outside", outside[None, :, None, None].clone())
             self.register_buffer("step", (inside - outside)[None, :, None, None].clone())

@@ -7,6 +7,8 @@ puts the numbers of metrics.json into MODEL_CARD.md and writes model.toml anew.
 
 import argparse
 import json
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,38 @@ from inference.models.checkpoints import sha256
 from inference.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from inference.prompts import ANSWER_CUE, DIAGNOSES
 
-NAME = "sim4seg-s"
+GRID = 16  # cells a side
 LICENCE = "Apache-2.0 for the weights; research use only; attributions of the training data in MODEL_CARD.md"
 MAX_QUERY_TOKENS, MAX_NEW_TOKENS = 48, 128
 MARKS = ("<!-- results: made by inference.export.package -->", "<!-- end of results -->")
+CARD = """# {name}
+
+**Research use only. Not a medical device. It must not guide care.**
+
+## Measured
+
+{begin}
+{end}
+"""
 COLUMNS = ("dice", "giou", "ciou", "balanced_accuracy")
 
 
-def write_manifest(folder: Path, version: str, *, top_k: int = 36, grid: int = 16, side: int = 256) -> None:
+def write_manifest(
+    folder: Path,
+    version: str,
+    *,
+    family: str = "sim4seg",
+    top_k: int = 36,
+    diagnoses: Sequence[str] = DIAGNOSES,
+    side: int = 256,
+) -> None:
     """Write `folder`/model.toml, listing every other file there."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "model.toml")
     files = "\n".join(f'"{name}" = "{sha256(folder / name)}"' for name in names)
     text = f"""[model]
-name = "{NAME}"
+name = "{folder.name}"
 version = "{version}"
-family = "sim4seg"
+family = "{family}"
 licence = "{LICENCE}"
 
 [input]
@@ -37,7 +56,7 @@ mean = {list(IMAGENET_MEAN)}
 std = {list(IMAGENET_STD)}
 
 [region]
-grid = {grid}
+grid = {GRID}
 top_k = {top_k}
 
 [text]
@@ -47,7 +66,7 @@ max_new_tokens = {MAX_NEW_TOKENS}
 answer_cue = {json.dumps(ANSWER_CUE)}
 
 [labels]
-diagnoses = {json.dumps(list(DIAGNOSES))}
+diagnoses = {json.dumps(list(diagnoses))}
 
 [files]
 {files}
@@ -74,7 +93,9 @@ def _interval(score: dict[str, float] | None) -> str:
 
 
 def write_results(card: Path, metrics: Path) -> None:
-    """Put the table of `metrics` between the marks of `card`."""
+    """Put the table of `metrics` between the marks of `card`; a package without a card gets the least one."""
+    if not card.exists():
+        card.write_text(CARD.format(name=card.parent.name, begin=MARKS[0], end=MARKS[1]))
     text = card.read_text()
     before, rest = text.split(MARKS[0], 1)
     after = rest.split(MARKS[1], 1)[1]
@@ -89,7 +110,14 @@ def main() -> None:
     parser.add_argument("--version", required=True)
     options = parser.parse_args()
     write_results(options.package / "MODEL_CARD.md", options.package / "metrics.json")
-    write_manifest(options.package, options.version)
+    known = tomllib.loads((options.package / "model.toml").read_text())
+    write_manifest(
+        options.package,
+        options.version,
+        family=known["model"]["family"],
+        top_k=known["region"]["top_k"],
+        diagnoses=known["labels"]["diagnoses"],
+    )
 
 
 if __name__ == "__main__":

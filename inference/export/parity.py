@@ -1,7 +1,7 @@
 """Fails the export when outputs or Dice move beyond the stated tolerance.
 
-    python -m inference.export.parity --weights joint/weights.safetensors --data /path/to/data \
-        --package inference/packages/sim4seg-s --version 0.1.0
+    python -m inference.export.parity --weights joint/weights.safetensors --data /path/to/data/train \
+        --package inference/packages/sim4seg-s --version 0.1.0 --family sim4seg
 
 Exports the graphs, compares each with PyTorch on real images, compares masks and texts end to end,
 and writes parity.json. Nothing is written into the package unless every check passes.
@@ -19,21 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from inference import metrics
-from inference.contract import Image, Prompt
+from inference.contract import Image, Prediction, Prompt
+from inference.datasets.folder import Case, load_cases
 from inference.datasets.frames import read_image
-from inference.datasets.m3ds import Record
+from inference.errors import UnsuitableImage
+from inference.export.families import FAMILIES, AnyPredictor
+from inference.export.graphs import ExportSpec
 from inference.export.package import write_manifest
-from inference.export.to_onnx import ExportSpec, export_model
-from inference.models.checkpoints import load_into, load_tensors, sha256, with_prefix
-from inference.models.sim4seg import SMALL, Sim4Seg
+from inference.export.to_onnx import export_model
+from inference.models.checkpoints import sha256
+from inference.reports import FIELDS, PRIOR_TOKENS
 from inference.runtime.engine import Engine
+from inference.runtime.medseg_r import MedSegRPredictor
 from inference.runtime.model_repository import ModelPackage, open_package
 from inference.runtime.onnx_engine import OnnxEngine
-from inference.runtime.predictors import Sim4SegPredictor
+from inference.runtime.predictors import unsuitable_prediction
+from inference.runtime.prs_med import PrsMedPredictor
 from inference.settings import InferenceSettings
-from inference.training.evaluate import query_of, validation_records
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,13 @@ class TorchEngine:
 
 
 def graph_errors(
-    specs: Mapping[str, ExportSpec], package: Sim4SegPredictor, pixels: Sequence[NDArray[np.float32]]
+    specs: Mapping[str, ExportSpec], package: AnyPredictor, pixels: Sequence[NDArray[np.float32]]
 ) -> dict[str, float]:
     """Relative RMS error per output, worst over `pixels` (1, 3, side, side)."""
     errors: dict[str, float] = {}
     for square in pixels:
-        feeds: dict[str, NDArray[Any]] = {"pixels": square}
-        feeds["text_ids"] = package.conversation.question_ids("Segment the lesion and give a diagnosis.")
-        feeds["valid_cells"] = np.ones((SMALL.grid, SMALL.grid), np.float32)
-        feeds["token_ids"] = np.array([[10]], np.int64)
-        for name in (
-            "image_encoder.onnx",
-            "language_prefill.onnx",
-            "language_step.onnx",
-            "mask_decoder.onnx",
-        ):
-            spec = specs[name]
+        feeds = first_feeds(package, square)
+        for name, spec in specs.items():
             engine: Engine = getattr(package.engines, Path(name).stem)
             want = TorchEngine(engine, spec).run(feeds)
             got = engine.run({key: feeds[key] for key in spec.inputs})
@@ -102,20 +98,35 @@ def graph_errors(
     return errors
 
 
+def first_feeds(package: AnyPredictor, square: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Inputs that no graph of the package makes itself, by name."""
+    grid = package.manifest.region.grid
+    feeds: dict[str, NDArray[Any]] = {
+        "pixels": square,
+        "valid_cells": np.ones((grid, grid), np.float32),
+        "token_ids": np.array([[10]], np.int64),
+        "prior_ids": np.random.default_rng(0).integers(0, 300, (1, len(FIELDS), PRIOR_TOKENS)),
+        "kept": np.ones(len(FIELDS), np.float32),
+    }
+    if not isinstance(package, MedSegRPredictor):
+        feeds["text_ids"] = package.conversation.question_ids("Segment the lesion and give a diagnosis.")
+    return feeds
+
+
 def relative_error(got: NDArray[Any], want: NDArray[Any]) -> float:
     """RMS of the difference over RMS of `want`."""
     scale = float(np.sqrt(np.mean(np.square(want, dtype=np.float64))))
     return float(np.sqrt(np.mean(np.square(got - want, dtype=np.float64)))) / max(scale, 1e-12)
 
 
-def end_to_end(
-    package: Sim4SegPredictor, reference: Sim4SegPredictor, records: Sequence[Record]
-) -> dict[str, float]:
+def end_to_end(package: AnyPredictor, reference: AnyPredictor, records: Sequence[Case]) -> dict[str, float]:
     """How alike two predictors answer the same questions."""
     dices, same_text, same_diagnosis = [], [], []
     for record in records:
-        image, prompt = Image(read_image(record)), Prompt(query_of(record))
-        ours, theirs = package.predict(image, prompt), reference.predict(image, prompt)
+        image = Image(read_image(record))
+        is_positional = isinstance(package, PrsMedPredictor)
+        prompt = Prompt(record.position_query if is_positional else record.query)
+        ours, theirs = (_ask(predictor, image, prompt) for predictor in (package, reference))
         dices.append(metrics.dice(ours.mask, theirs.mask))
         same_text.append(ours.text == theirs.text)
         labels = [p.diagnosis.label if p.diagnosis else None for p in (ours, theirs)]
@@ -127,6 +138,14 @@ def end_to_end(
         "same_text": float(np.mean(same_text)),
         "same_diagnosis": float(np.mean(same_diagnosis)),
     }
+
+
+def _ask(predictor: AnyPredictor, image: Image, prompt: Prompt) -> Prediction:
+    """The prediction, or the refusal: both sides must refuse the same images."""
+    try:
+        return predictor.predict(image, prompt)
+    except UnsuitableImage as error:
+        return unsuitable_prediction(image, str(error), predictor.manifest.region.grid)
 
 
 def check(errors: Mapping[str, float], alike: Mapping[str, float], tolerance: Tolerance) -> None:
@@ -146,16 +165,9 @@ def check(errors: Mapping[str, float], alike: Mapping[str, float], tolerance: To
         raise ParityError(f"answers moved too far: {low}, allowed {limits}")
 
 
-def load_model(weights: Path) -> Sim4Seg:
-    """sim4seg-s from a training checkpoint; what only training needed is left behind."""
-    model = Sim4Seg(SMALL).eval()
-    load_into(model, with_prefix(load_tensors(weights)[0], "model."))
-    return model
-
-
 def reference_predictor(
     specs: Mapping[str, ExportSpec], package: ModelPackage, settings: InferenceSettings
-) -> Sim4SegPredictor:
+) -> AnyPredictor:
     """The served path on PyTorch modules."""
 
     def open_engine(name: str, model: bytes) -> Engine:
@@ -164,21 +176,39 @@ def reference_predictor(
         )
         return TorchEngine(declared, specs[name])
 
-    return Sim4SegPredictor(package, settings, open_engine=open_engine)
+    family = FAMILIES[package.manifest.model.family]
+    return family.predictor(package, settings, open_engine=open_engine)
 
 
-def export_checked(
-    model: Sim4Seg, folder: Path, records: Sequence[Record], *, version: str, int8: bool, tolerance: Tolerance
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Terms:
+    """How a package is to be made."""
+
+    version: str
+    int8: bool
+    tolerance: Tolerance
+    family: str = "sim4seg"
+    top_k: int = 36
+
+    def write_manifest(self, folder: Path) -> None:
+        """Write model.toml on these terms."""
+        diagnoses = FAMILIES[self.family].diagnoses
+        write_manifest(folder, self.version, family=self.family, top_k=self.top_k, diagnoses=diagnoses)
+
+
+def export_checked(model: nn.Module, folder: Path, records: Sequence[Case], terms: Terms) -> dict[str, Any]:
     """Export `model` into `folder`, which holds tokenizer and cards, if it passes; returns the report."""
+    int8, tolerance, family = terms.int8, terms.tolerance, FAMILIES[terms.family]
     with tempfile.TemporaryDirectory() as scratch:
         trial = Path(scratch) / folder.name
         shutil.copytree(folder, trial)
-        specs = export_model(model, trial, int8=int8)
-        write_manifest(trial, version)
+        specs = export_model(
+            model, trial, int8=int8, specs_of=family.specs, smallest_int8=family.smallest_int8
+        )
+        terms.write_manifest(trial)
         package = open_package(trial.parent, trial.name)
         settings = InferenceSettings(threads=torch.get_num_threads())
-        predictor = Sim4SegPredictor(package, settings)
+        predictor = family.predictor(package, settings)
         pixels = [
             predictor.fit(Image(read_image(record)))[1]
             for record in records[:: max(1, len(records) // 4)][:4]
@@ -204,21 +234,20 @@ def main() -> None:
     for name in ("weights", "data", "package"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--version", required=True)
+    parser.add_argument("--family", choices=list(FAMILIES), default="sim4seg")
+    parser.add_argument("--top-k", type=int, help="cells of the region prompt; 0 for a model without (LISA)")
     parser.add_argument("--float16", action="store_true", help="no 8-bit weights")
     parser.add_argument("--images", type=int, default=6, help="per data set, for the end-to-end comparison")
     options = parser.parse_args()
-    records = validation_records(options.data, options.images)
-    report = export_checked(
-        load_model(options.weights),
-        options.package,
-        records,
-        version=options.version,
-        int8=not options.float16,
-        tolerance=Tolerance(),
-    )
+    records = load_cases(options.data, limit=options.images)
+    family = FAMILIES[options.family]
+    top_k = family.top_k if options.top_k is None else options.top_k
+    terms = Terms(options.version, not options.float16, Tolerance(), options.family, top_k)
+    model = family.load(options.weights, top_k)
+    report = export_checked(model, options.package, records, terms)
     report = {"checkpoint_sha256": sha256(options.weights), **report}
     (options.package / "parity.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_manifest(options.package, options.version)
+    terms.write_manifest(options.package)
     print(json.dumps(report, indent=1))
 
 

@@ -1,40 +1,31 @@
 """PyTorch -> ONNX; declares names, dtypes and dynamic axes per model."""
 
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inference.export.graphs import (
+    ExportSpec,
     ImageEncoderGraph,
     LanguagePrefillGraph,
     LanguageStepGraph,
     MaskDecoderGraph,
 )
-from inference.export.weights import shrink_weights
+from inference.export.weights import SMALLEST_INT8, shrink_weights
 from inference.models.sim4seg import Sim4Seg
 
 OPSET = 17  # the first with LayerNormalization in one node
-Axes = dict[str, dict[int, str]]
 
 
-@dataclass(frozen=True)
-class ExportSpec:
-    """One graph: its module, example inputs by name, output names, and which axes may vary."""
-
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: tuple[str, ...]
-    dynamic: Axes = field(default_factory=dict)
-
-
-def graph_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
-    """The four graphs by file name. `model` must be in eval mode."""
+def sim4seg_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
+    """The four graphs of a Sim4Seg package by file name. `model` must be in eval mode."""
     language, grid = model.config.language, model.config.grid
     pixels = torch.randn(1, 3, side, side)
-    cache = torch.randn(language.depth, 1, language.heads, 9, language.width // language.heads)
+    cache = torch.randn(language.depth, 1, language.key_heads, 9, language.per_head)
     with torch.no_grad():
         embedding = model.image_encoder(pixels)
     hw = (embedding.shape[-2], embedding.shape[-1])
@@ -96,12 +87,19 @@ def export_graph(spec: ExportSpec, path: Path) -> None:
         )
 
 
-def export_model(model: Sim4Seg, folder: Path, *, int8: bool) -> dict[str, ExportSpec]:
-    """Write the four graphs with small weights into `folder`; returns what the parity gate compares."""
+def export_model(
+    model: nn.Module,
+    folder: Path,
+    *,
+    int8: bool,
+    specs_of: Callable[[Any], dict[str, ExportSpec]] = sim4seg_specs,
+    smallest_int8: int = SMALLEST_INT8,
+) -> dict[str, ExportSpec]:
+    """Write a model's graphs with small weights into `folder`; returns what the parity gate compares."""
     model.eval()
     folder.mkdir(parents=True, exist_ok=True)
-    specs = graph_specs(model)
+    specs = specs_of(model)
     for name, spec in specs.items():
         export_graph(spec, folder / name)
-        shrink_weights(folder / name, int8=int8)
+        shrink_weights(folder / name, int8=int8, smallest_int8=smallest_int8)
     return specs

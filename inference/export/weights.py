@@ -15,8 +15,11 @@ SMALLEST = 4096  # elements; below this a weight stays float32
 SMALLEST_INT8 = 400_000  # elements; only the large convolutions and layers, which bear it best
 
 
-def shrink_weights(path: Path, *, int8: bool) -> None:
-    """Rewrite the file at `path` with its large float32 constants stored in 16 or 8 bits."""
+def shrink_weights(path: Path, *, int8: bool, smallest_int8: int = SMALLEST_INT8) -> None:
+    """Rewrite the file at `path` with its large float32 constants stored in 16 or 8 bits.
+
+    With `int8` those of at least `smallest_int8` elements are stored in 8 bits.
+    """
     model = onnx.load(path)
     graph = model.graph
     kept: list[TensorProto] = []
@@ -25,7 +28,7 @@ def shrink_weights(path: Path, *, int8: bool) -> None:
         values = numpy_helper.to_array(constant)
         if values.dtype != np.float32 or values.size < SMALLEST:
             kept.append(constant)
-        elif int8 and values.ndim > 1 and values.size >= SMALLEST_INT8:
+        elif int8 and values.ndim > 1 and values.size >= smallest_int8:
             _store_int8(constant.name, values, kept, nodes)
         else:
             _store_float16(constant.name, values, kept, nodes)

@@ -1,22 +1,24 @@
 """LVLM: vision tower, projector, language model. Shared by sim4seg and prs_med.
 
-The language model has LLaMA's form (Touvron et al., arXiv 2302.13971) and the parameter names of
-the public checkpoints; the tower is CLIP's ViT (Radford et al. 2021) or a small convolutional one.
+The language model has LLaMA's form (Touvron et al., arXiv 2302.13971), with Mistral's grouped keys
+(Jiang et al., arXiv 2310.06825) where `kv_heads` says so, and the parameter names of the public
+checkpoints; the tower is CLIP's ViT (Radford et al. 2021) or a small convolutional one.
 Checked in numbers against `transformers` in tests/inference/models/test_lvlm.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.models.tiny_sam import ConvNorm, GridAttention, ResidualBlock
+from inference.models.lite_trunk import LiteTrunk, TrunkConfig
+from inference.models.tiny_sam import GridAttention, ResidualBlock
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Size of the language model; the defaults are LLaMA-7B's."""
+    """Size of the language model; the defaults are LLaMA-7B's. No sliding window: Mistral 0.2 has none."""
 
     vocabulary: int = 32000
     width: int = 4096
@@ -25,6 +27,18 @@ class LanguageConfig:
     mlp_width: int = 11008
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
+    kv_heads: int = 0  # heads of keys and values; 0 is as many as queries have
+    head_width: int = 0  # 0 is width / heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values, as the cache holds them."""
+        return self.kv_heads or self.heads
+
+    @property
+    def per_head(self) -> int:
+        """Width of one head."""
+        return self.head_width or self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class ClipConfig:
 class TinyTowerConfig:
     """Size of the small tower: one token per 16 x 16 pixels of the 256-pixel square."""
 
-    widths: tuple[int, int, int, int] = (48, 96, 192, 256)  # at strides 4, 8, 16, 32
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     width: int = 256
     heads: int = 4
     attention_blocks: int = 2
@@ -97,27 +111,32 @@ class CausalAttention(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, config.width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.per_head = config.per_head
+        self.repeats = config.heads // config.key_heads
+        inner, narrow = config.heads * config.per_head, config.key_heads * config.per_head
+        self.q_proj = nn.Linear(config.width, inner, bias=False)
+        self.k_proj = nn.Linear(config.width, narrow, bias=False)
+        self.v_proj = nn.Linear(config.width, narrow, bias=False)
+        self.o_proj = nn.Linear(inner, config.width, bias=False)
 
     def forward(
         self, x: Tensor, tables: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> (B, T, C), keys and values (B, H, S + T, Dh).
+        """x (B, T, C) -> (B, T, C), keys and values (B, key heads, S + T, Dh).
 
         With a `past` only one new token may come, so no mask is needed there.
         """
         query, key, value = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            layer(x).unflatten(-1, (-1, self.per_head)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, *tables), rotate(key, *tables)
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=past is None)
+        wide_key, wide_value = key, value
+        if self.repeats > 1:
+            wide_key, wide_value = (x.repeat_interleave(self.repeats, dim=1) for x in (key, value))
+        mixed = F.scaled_dot_product_attention(query, wide_key, wide_value, is_causal=past is None)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
 
@@ -184,9 +203,7 @@ class LanguageModel(nn.Module):
             States after the final norm (B, T, C); keys and values (L, B, H, S + T, Dh).
         """
         start = 0 if past_keys is None else past_keys.shape[3]
-        tables = rotary_tables(
-            start, x.shape[1], self.config.width // self.config.heads, self.config.rope_base
-        )
+        tables = rotary_tables(start, x.shape[1], self.config.per_head, self.config.rope_base)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for i, layer in enumerate(self.layers):
@@ -254,26 +271,73 @@ class TinyTower(nn.Module):
 
     def __init__(self, config: TinyTowerConfig) -> None:
         super().__init__()
-        a, b, c, d = config.widths
-        self.stem = nn.Sequential(ConvNorm(3, 24, 2), nn.ReLU(), ConvNorm(24, a, 2), nn.ReLU())
-        self.stride8 = nn.Sequential(ConvNorm(a, b, 2), nn.ReLU(), ResidualBlock(b))
-        self.stride16 = nn.Sequential(ConvNorm(b, c, 2), nn.ReLU(), ResidualBlock(c), ResidualBlock(c))
-        self.stride32 = nn.Sequential(
-            ConvNorm(c, d, 2),
-            nn.ReLU(),
-            ResidualBlock(d),
-            *(GridAttention(d, config.heads) for _ in range(config.attention_blocks)),
+        _, _, middle, deep = config.trunk.outputs
+        self.trunk = LiteTrunk(config.trunk)
+        self.attention = nn.Sequential(
+            *(GridAttention(deep, config.heads) for _ in range(config.attention_blocks))
         )
-        self.lateral = nn.Conv2d(c, config.width, 1)
-        self.descend = nn.Conv2d(d, config.width, 1)
+        self.lateral = nn.Conv2d(middle, config.width, 1)
+        self.descend = nn.Conv2d(deep, config.width, 1)
         self.mix = ResidualBlock(config.width)
         self.positions = nn.Parameter(torch.randn(1, config.tokens, config.width) * 0.02)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, 256, 256) -> tokens (B, 256, width), rows first."""
-        middle = self.stride16(self.stride8(self.stem(pixels)))
-        deep = F.interpolate(self.descend(self.stride32(middle)), scale_factor=2.0, mode="nearest")
+        _, _, middle, deepest = self.trunk(pixels)
+        deep = self.descend(self.attention(deepest))
+        deep = F.interpolate(deep, scale_factor=2.0, mode="nearest")
         tokens = self.mix(self.lateral(middle) + deep).flatten(2).transpose(1, 2)
         out: Tensor = self.norm(tokens) + self.positions
         return out
+
+
+class Lvlm(nn.Module):
+    """Tower, projector and language model: the sequence is `start_ids`, the image, then text."""
+
+    def __init__(
+        self,
+        tower: ClipConfig | TinyTowerConfig,
+        language: LanguageConfig,
+        start_ids: tuple[int, ...],
+        projector_layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.start_ids = start_ids
+        self.tokens = tower.tokens
+        is_small = isinstance(tower, TinyTowerConfig)
+        self.vision_tower: nn.Module = TinyTower(tower) if is_small else ClipTower(tower)  # type: ignore[arg-type]
+        self.projector = projector(tower.width, language.width, projector_layers)
+        self.language_model = LanguageModel(language)
+
+    @property
+    def image_start(self) -> int:
+        """Index of the first image token in the language model's sequence."""
+        return len(self.start_ids)
+
+    @property
+    def image_stop(self) -> int:
+        """Index after the last image token in the language model's sequence."""
+        return self.image_start + self.tokens
+
+    def embed_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels (B, 3, S, S) -> tower tokens (B, n, W); sequence of start and image (B, start + n, C)."""
+        tokens = self.vision_tower(pixels)
+        ids = torch.tensor([self.start_ids], device=pixels.device)
+        first = self.language_model.embed_tokens(ids).expand(pixels.shape[0], -1, -1)
+        return tokens, torch.cat([first.to(tokens.dtype), self.projector(tokens)], dim=1)
+
+    def embed_text(self, text_ids: Tensor) -> Tensor:
+        """Token ids (B, T) -> embeddings (B, T, C)."""
+        out: Tensor = self.language_model.embed_tokens(text_ids)
+        return out
+
+
+def projector(inputs: int, outputs: int, layers: int) -> nn.Module:
+    """LLaVA's join: one linear layer, or `mlp2x_gelu` and deeper ones as LLaVA 1.5 builds them."""
+    if layers == 1:
+        return nn.Linear(inputs, outputs)
+    parts: list[nn.Module] = [nn.Linear(inputs, outputs)]
+    for _ in range(layers - 1):
+        parts += [nn.GELU(), nn.Linear(outputs, outputs)]
+    return nn.Sequential(*parts)

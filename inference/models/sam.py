@@ -6,11 +6,14 @@ checkpoints, so that `sam_vit_h_4b8939` loads without renaming. Checked in numbe
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Modulate = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,15 @@ class VitImageEncoder(nn.Module):
             LayerNorm2d(out),
         )
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) float32 -> image embedding (B, 256, S/16, S/16)."""
+    def forward(self, pixels: Tensor, modulate: Modulate | None = None) -> Tensor:
+        """Normalised pixels (B, 3, S, S) float32 -> image embedding (B, 256, S/16, S/16).
+
+        `modulate(i, x)` may change the features (B, C, h, w) before block i.
+        """
         x = self.patch_embed(pixels) + self.pos_embed
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            if modulate is not None:
+                x = modulate(i, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             x = block(x)
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out

@@ -10,18 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.models.lvlm import (
-    ClipConfig,
-    ClipTower,
-    LanguageConfig,
-    LanguageModel,
-    TinyTower,
-    TinyTowerConfig,
-)
+from inference.models.lvlm import ClipConfig, LanguageConfig, Lvlm, TinyTowerConfig
 from inference.models.sam import DecoderConfig, MaskDecoder, PromptEncoder, VitConfig, VitImageEncoder
 from inference.models.tiny_sam import TinyConfig, TinyImageEncoder
-
-IMAGE_START = 2  # <bos> and <im_start> precede the image tokens
 
 
 @dataclass(frozen=True)
@@ -33,9 +24,10 @@ class Sim4SegConfig:
     encoder: VitConfig | TinyConfig = field(default_factory=VitConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     grid: int = 16
-    top_k: int = 36  # the best of the paper's Fig. 6
+    top_k: int = 36  # the best of the paper's Fig. 6; 0 leaves RVLS2M out, which is LISA
     bos: int = 1
     im_start: int = 32001  # after LLaMA's vocabulary, as LISA adds it
+    projector_layers: int = 1  # LISA's; LLaVA 1.5 has 2
 
 
 PAPER = Sim4SegConfig(language=LanguageConfig(vocabulary=32003))  # [SEG], <im_start>, <im_end> added
@@ -135,17 +127,13 @@ def _linear_matrix(inputs: int, outputs: int) -> Tensor:
     return F.interpolate(eye, size=outputs, mode="linear", align_corners=False)[:, 0].T.contiguous()
 
 
-class Sim4Seg(nn.Module):
+class Sim4Seg(Lvlm):
     """The cascade: the LVLM reads image and query, says where and why; SAM draws the mask."""
 
     def __init__(self, config: Sim4SegConfig) -> None:
-        super().__init__()
-        self.config = config
         language, width = config.language, config.decoder.width
-        small_tower = isinstance(config.tower, TinyTowerConfig)
-        self.vision_tower: nn.Module = TinyTower(config.tower) if small_tower else ClipTower(config.tower)  # type: ignore[arg-type]
-        self.projector = nn.Linear(config.tower.width, language.width)
-        self.language_model = LanguageModel(language)
+        super().__init__(config.tower, language, (config.bos, config.im_start), config.projector_layers)
+        self.config = config
         self.text_hidden_fcs = nn.Sequential(
             nn.Linear(language.width, language.width), nn.ReLU(), nn.Linear(language.width, width)
         )
@@ -156,23 +144,6 @@ class Sim4Seg(nn.Module):
         self.prompt_encoder = PromptEncoder(width)
         self.mask_decoder = MaskDecoder(config.decoder)
 
-    @property
-    def image_stop(self) -> int:
-        """Index after the last image token in the language model's sequence."""
-        return IMAGE_START + self.config.tower.tokens
-
-    def embed_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels (B, 3, S, S) -> tower tokens (B, n, W); sequence <bos> <im_start> image (B, 2 + n, C)."""
-        tokens = self.vision_tower(pixels)
-        ids = torch.tensor([[self.config.bos, self.config.im_start]], device=pixels.device)
-        first = self.language_model.embed_tokens(ids).expand(pixels.shape[0], -1, -1)
-        return tokens, torch.cat([first.to(tokens.dtype), self.projector(tokens)], dim=1)
-
-    def embed_text(self, text_ids: Tensor) -> Tensor:
-        """Token ids (B, T) -> embeddings (B, T, C)."""
-        out: Tensor = self.language_model.embed_tokens(text_ids)
-        return out
-
     def phi(self, states: Tensor) -> Tensor:
         """States of the language model (..., C) -> SAM's prompt space (..., 256)."""
         out: Tensor = self.text_hidden_fcs(states)
@@ -180,7 +151,7 @@ class Sim4Seg(nn.Module):
 
     def image_tokens(self, states: Tensor) -> Tensor:
         """phi of the image positions (B, n, 256) of states (B, 2 + n + T, C)."""
-        return self.phi(states[:, IMAGE_START : self.image_stop])
+        return self.phi(states[:, self.image_start : self.image_stop])
 
     def locate(
         self, image_tokens: Tensor, seg: Tensor, valid: Tensor, maps: tuple[Tensor, Tensor] | None = None
@@ -190,9 +161,16 @@ class Sim4Seg(nn.Module):
         return similarity, top_region(similarity, valid, self.config.top_k)
 
     def draw(self, image_embedding: Tensor, seg: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits (N, 1, 4h, 4w) and predicted IoU (N, 1) from an embedding (N or 1, 256, h, w)."""
+        """Mask logits (N, 1, 4h, 4w) and predicted IoU (N, 1) from an embedding (N or 1, 256, h, w).
+
+        One mask for each [SEG]. Several of them need no weighting: CLIP-Surgery's weights scale each map by
+        a positive number, which min-max undoes.
+        """
         height, width = image_embedding.shape[-2:]
-        dense = self.prompt_encoder.embed_region(region, height, width)
+        if self.config.top_k:
+            dense = self.prompt_encoder.embed_region(region, height, width)
+        else:
+            dense = self.prompt_encoder.no_mask(height, width)
         positions = self.prompt_encoder.pe_layer(height, width)
         masks, iou = self.mask_decoder(image_embedding, positions, seg[:, None], dense)
         return masks, iou

@@ -1,24 +1,24 @@
-"""TinySAM image encoder: convolutions and a few attention blocks in place of SAM's ViT.
+"""TinySAM image encoder: EfficientNet-Lite0 and a few attention blocks in place of SAM's ViT.
 
 No absolute positions, so the same weights take 128 and 256 pixels. The embedding has stride 4
 (SAM's has 16): at 256 pixels it is (256, 64, 64), the very shape SAM's decoder expects at 1024.
 Design ours; sizes chosen for two CPU cores (models.md asks for a light encoder).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.models.sam import LayerNorm2d, MlpBlock
+from inference.models.lite_trunk import LiteTrunk, TrunkConfig
+from inference.models.sam import LayerNorm2d, MlpBlock, Modulate
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Widths and depths of the four stages at strides 4, 8, 16, 32, and of the neck."""
+    """Size of the trunk, of the attention on its deepest features, and of the neck."""
 
-    widths: tuple[int, int, int, int] = (48, 96, 192, 256)
-    depths: tuple[int, int, int, int] = (2, 2, 3, 2)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
     attention_blocks: int = 2
     heads: int = 4
     neck_width: int = 96
@@ -70,37 +70,28 @@ class GridAttention(nn.Module):
 
 
 class TinyImageEncoder(nn.Module):
-    """Four stages, then a neck that adds them up at stride 4."""
+    """The trunk's four features, added up by a neck at stride 4."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
-        first = config.widths[0]
-        self.stem = nn.Sequential(ConvNorm(3, 32, 2), nn.ReLU(), ConvNorm(32, first, 2), nn.ReLU())
-        self.stages = nn.ModuleList(self._stage(config, i) for i in range(4))
+        widths, neck = config.trunk.outputs, config.neck_width
+        self.trunk = LiteTrunk(config.trunk)
         self.attention = nn.Sequential(
-            *(GridAttention(config.widths[3], config.heads) for _ in range(config.attention_blocks))
+            *(GridAttention(widths[3], config.heads) for _ in range(config.attention_blocks))
         )
-        self.laterals = nn.ModuleList(nn.Conv2d(width, config.neck_width, 1) for width in config.widths)
-        self.fuse = nn.Sequential(ConvNorm(config.neck_width, config.neck_width), nn.ReLU())
+        self.laterals = nn.ModuleList(nn.Conv2d(width, neck, 1) for width in widths)
+        self.fuse = nn.Sequential(ConvNorm(neck, neck), nn.ReLU())
         self.neck = nn.Sequential(
-            nn.Conv2d(config.neck_width, config.out_channels, 1, bias=False), LayerNorm2d(config.out_channels)
+            nn.Conv2d(neck, config.out_channels, 1, bias=False), LayerNorm2d(config.out_channels)
         )
 
-    @staticmethod
-    def _stage(config: TinyConfig, index: int) -> nn.Sequential:
-        width = config.widths[index]
-        down = [] if index == 0 else [ConvNorm(config.widths[index - 1], width, 2), nn.ReLU()]
-        return nn.Sequential(*down, *(ResidualBlock(width) for _ in range(config.depths[index])))
+    def forward(self, pixels: Tensor, modulate: Modulate | None = None) -> Tensor:
+        """Normalised pixels (B, 3, S, S), S a multiple of 32 -> image embedding (B, 256, S/4, S/4).
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S), S a multiple of 32 -> image embedding (B, 256, S/4, S/4)."""
-        features: list[Tensor] = []
-        x = self.stem(pixels)
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        features[3] = self.attention(features[3])
-        merged = self.laterals[3](features[3])
+        `modulate(i, x)` may change the features (B, C, h, w) before stage i of the trunk.
+        """
+        features = self.trunk(pixels, modulate)
+        merged = self.laterals[3](self.attention(features[3]))
         for lateral, feature in zip(self.laterals[2::-1], features[2::-1], strict=True):
             merged = lateral(feature) + F.interpolate(merged, scale_factor=2.0, mode="nearest")
         out: Tensor = self.neck(self.fuse(merged))

@@ -12,6 +12,9 @@ __all__ = ["FAMILIES", "ModelInfo", "list_models", "open_predictor"]
 # family in model.toml -> (module, class), imported on demand
 FAMILIES: dict[str, tuple[str, str]] = {
     "sim4seg": ("inference.runtime.predictors", "Sim4SegPredictor"),
+    "prs_med": ("inference.runtime.prs_med", "PrsMedPredictor"),
+    "medseg_r": ("inference.runtime.medseg_r", "MedSegRPredictor"),
+    "stub": ("inference.runtime.stub_predictor", "StubPredictor"),
 }
 
 

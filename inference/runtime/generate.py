@@ -1,7 +1,11 @@
-"""Greedy decoding with a key-value cache; returns tokens and the [SEG] hidden state."""
+"""Decoding with a key-value cache, greedy or by sampling; returns tokens and the [SEG] hidden states.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Several answers about one image share the pass over image and question: its cache is repeated, and every
+step runs all answers as one batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +13,7 @@ from numpy.typing import NDArray
 from inference.runtime.engine import Array, Engine, require_output
 
 Floats = NDArray[np.float32]
+Chooser = Callable[[NDArray[np.float64]], int]
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,16 @@ class DecodingRules:
     max_new_tokens: int
     label_ids: tuple[int, ...] = ()  # first token of each closed label
     is_stopped_at_seg: bool = False  # where only the region is wanted
+    handed_on: str = "image_tokens"  # the output of the first pass that the mask decoder needs
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers other than the likeliest are drawn (temperature; nucleus, Holtzman et al. 2020)."""
+
+    temperature: float = 0.7  # PRS-Med's released code; Sim4Seg's is not published
+    top_p: float = 0.95  # likewise
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +43,9 @@ class Answer:
 
     `token_ids` has no <eos>. `log_probabilities` (tokens,) are of the tokens chosen. `label_probabilities`
     (tokens + 1, labels) is, before each token and at the end, the softmax restricted to the labels' first
-    tokens. `seg_embedding` (1, 256) is the state that predicted the first [SEG]; None where none was said.
-    `image_tokens` (256, 256) are the projected states of the image positions.
+    tokens. `seg_embedding` (K, 256) are the states that predicted each [SEG]; None where none was said.
+    `image_tokens` is what the first pass hands on to the mask decoder: for Sim4Seg the projected states of
+    the image positions (256, 256).
     """
 
     token_ids: tuple[int, ...]
@@ -48,9 +64,10 @@ class _Decoded:
     token_ids: list[int]
     log_probabilities: list[float]
     label_probabilities: list[NDArray[np.float64]]
-    seg_embedding: Floats | None = None
+    seg_embeddings: list[Floats] = field(default_factory=list)
     is_ended: bool = False
     is_stopped_at_seg: bool = False
+    is_over: bool = False
 
 
 def generate(
@@ -70,49 +87,108 @@ def generate(
     OutputInvalid
         If logits or states are not finite or not of one shape.
     """
+    (answer,) = generate_paths(prefill, step, feeds, rules=rules, clock=clock, samplings=(None,))
+    return answer
+
+
+def generate_paths(
+    prefill: Engine,
+    step: Engine,
+    feeds: dict[str, Array],
+    *,
+    rules: DecodingRules,
+    clock: Callable[[], float],
+    samplings: Sequence[Sampling | None],
+) -> list[Answer]:
+    """Several answers to one question about one image, one for each of `samplings`; None is greedy.
+
+    Raises
+    ------
+    OutputInvalid
+        If logits or states are not finite or not of one shape.
+    """
     started = clock()
-    out = prefill.run(feeds)
+    first = prefill.run(feeds)
     prefilled = clock()
-    width = out["logits"].shape[-1]
-    decoded = _Decoded([], [], [])
-    cache = (out["past_keys"], out["past_values"])
-    while not _take_token(decoded, out, rules, (width, out["image_tokens"].shape[-1])):
-        token = np.array([[decoded.token_ids[-1]]], np.int64)
-        out_step = step.run({"token_ids": token, "past_keys": cache[0], "past_values": cache[1]})
-        cache = (out_step["present_keys"], out_step["present_values"])
-        out = {**out_step, "image_tokens": out["image_tokens"]}
+    paths = [_Decoded([], [], []) for _ in samplings]
+    choosers = [_chooser(sampling) for sampling in samplings]
+    out: dict[str, Array] = {
+        name: np.repeat(first[name], len(paths), axis=0)
+        for name in first.keys() & {"logits", "state_embedding"}
+    }
+    keys, values = (np.repeat(first[name], len(paths), axis=1) for name in ("past_keys", "past_values"))
+    widths = (first["logits"].shape[-1], first.get("state_embedding", first["logits"]).shape[-1])
+    while _take_tokens(paths, out, rules, choosers, widths):
+        tokens = np.array(
+            [[path.token_ids[-1] if path.token_ids else rules.eos_id] for path in paths], np.int64
+        )
+        out = step.run({"token_ids": tokens, "past_keys": keys, "past_values": values})
+        keys, values = out["present_keys"], out["present_values"]
+    seconds = (prefilled - started, clock() - prefilled)
+    return [_answer(path, first[rules.handed_on], seconds) for path in paths]
+
+
+def _answer(path: _Decoded, handed_on: Floats, seconds: tuple[float, float]) -> Answer:
     return Answer(
-        token_ids=tuple(decoded.token_ids),
-        log_probabilities=np.array(decoded.log_probabilities),
-        label_probabilities=np.array(decoded.label_probabilities),
-        seg_embedding=decoded.seg_embedding,
-        image_tokens=out["image_tokens"],
-        is_ended=decoded.is_ended,
-        is_stopped_at_seg=decoded.is_stopped_at_seg,
-        prefill_s=prefilled - started,
-        steps_s=clock() - prefilled,
+        token_ids=tuple(path.token_ids),
+        log_probabilities=np.array(path.log_probabilities),
+        label_probabilities=np.array(path.label_probabilities),
+        seg_embedding=np.concatenate(path.seg_embeddings) if path.seg_embeddings else None,
+        image_tokens=handed_on,
+        is_ended=path.is_ended,
+        is_stopped_at_seg=path.is_stopped_at_seg,
+        prefill_s=seconds[0],
+        steps_s=seconds[1],
     )
 
 
-def _take_token(
-    decoded: _Decoded, out: dict[str, Array], rules: DecodingRules, widths: tuple[int, int]
+def _chooser(sampling: Sampling | None) -> Chooser:
+    """Which token to take of its logits (V,) float64."""
+    if sampling is None:
+        return lambda logits: int(np.argmax(logits))
+    rng = np.random.default_rng(sampling.seed)
+
+    def draw(logits: NDArray[np.float64]) -> int:
+        chances = softmax(logits / sampling.temperature)
+        order = np.argsort(-chances, kind="stable")
+        before = np.cumsum(chances[order]) - chances[order]
+        kept = order[before < sampling.top_p]  # the likeliest is always among them
+        return int(rng.choice(kept, p=chances[kept] / chances[kept].sum()))
+
+    return draw
+
+
+def _take_tokens(
+    paths: Sequence[_Decoded],
+    out: dict[str, Array],
+    rules: DecodingRules,
+    choosers: Sequence[Chooser],
+    widths: tuple[int, int],
 ) -> bool:
-    """Choose the likeliest token and note what went with it; True when the answer is over."""
-    logits = require_output("language model", "logits", out["logits"], (1, widths[0]))[0].astype(np.float64)
-    decoded.label_probabilities.append(softmax(logits[list(rules.label_ids)]))
-    token = int(np.argmax(logits))
-    if token == rules.eos_id:
-        decoded.is_ended = True
-        return True
-    if len(decoded.token_ids) == rules.max_new_tokens:
-        return True
-    decoded.token_ids.append(token)
-    decoded.log_probabilities.append(float(np.log(softmax(logits)[token])))
-    if token == rules.seg_id and decoded.seg_embedding is None:
-        state = out["state_embedding"]
-        decoded.seg_embedding = require_output("language model", "state_embedding", state, (1, widths[1]))
-        decoded.is_stopped_at_seg = rules.is_stopped_at_seg
-    return decoded.is_stopped_at_seg
+    """Choose a token for every path that is not over; False when all are."""
+    logits = require_output("language model", "logits", out["logits"], (len(paths), widths[0]))
+    for row, (path, choose) in enumerate(zip(paths, choosers, strict=True)):
+        if not path.is_over:
+            state = out.get("state_embedding")
+            has_said_seg = _take_token(path, logits[row].astype(np.float64), rules, choose)
+            if has_said_seg and state is not None:
+                require_output("language model", "state_embedding", state, (len(paths), widths[1]))
+                path.seg_embeddings.append(state[row : row + 1])
+    return not all(path.is_over for path in paths)
+
+
+def _take_token(path: _Decoded, logits: NDArray[np.float64], rules: DecodingRules, choose: Chooser) -> bool:
+    """Take one token and note what went with it; True where it was [SEG]."""
+    path.label_probabilities.append(softmax(logits[list(rules.label_ids)]))
+    token = choose(logits)
+    if token == rules.eos_id or len(path.token_ids) == rules.max_new_tokens:
+        path.is_ended, path.is_over = token == rules.eos_id, True
+        return False
+    path.token_ids.append(token)
+    path.log_probabilities.append(float(np.log(softmax(logits)[token])))
+    is_seg = token == rules.seg_id
+    path.is_stopped_at_seg = path.is_over = is_seg and rules.is_stopped_at_seg
+    return is_seg
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

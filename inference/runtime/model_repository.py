@@ -49,10 +49,10 @@ class InputSection(_Section):
 
 
 class RegionSection(_Section):
-    """[region]: the similarity grid and how many of its cells make the region."""
+    """[region]: the similarity grid and how many of its cells make the region; 0 where none is used."""
 
     grid: int = Field(ge=2, le=256)
-    top_k: int = Field(ge=1)
+    top_k: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _check_top_k(self) -> "RegionSection":
@@ -71,9 +71,9 @@ class TextSection(_Section):
 
 
 class LabelsSection(_Section):
-    """[labels]: the closed diagnosis labels."""
+    """[labels]: the closed diagnosis labels; none where the model makes no diagnosis."""
 
-    diagnoses: tuple[str, ...] = Field(min_length=1, max_length=256)
+    diagnoses: tuple[str, ...] = Field(max_length=256)
 
 
 class Manifest(_Section):

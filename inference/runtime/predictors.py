@@ -3,23 +3,25 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.contract import Image, Prediction, Prompt
-from inference.errors import InputRejected
+from inference.contract import Diagnosis, Image, Prediction, Prompt
+from inference.errors import InputRejected, UnsuitableImage
 from inference.postprocess import mask_at_source
 from inference.preprocess import ResizeLongestSide, fit
 from inference.prompts import EOS, SEG, parse_answer
 from inference.runtime.conversation import Conversation
 from inference.runtime.engine import Array, Engine, require_output
 from inference.runtime.generate import Answer, DecodingRules, Floats, generate
-from inference.runtime.model_repository import ModelPackage
+from inference.runtime.model_repository import Manifest, ModelPackage
 from inference.runtime.onnx_engine import OnnxEngine
 from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, STATE, OpenEngine, open_engines
 from inference.settings import InferenceSettings
+from inference.suitability import why_another_kind, why_unsuitable
 
 Clock = Callable[[], float]
 
@@ -55,7 +57,7 @@ class Sim4SegPredictor:
         self.name, self.version = self.manifest.model.name, self.manifest.model.version
         self.digest = package.digest
         self.conversation = Conversation(package.read(self.manifest.text.tokenizer), self.manifest)
-        self.engines = open_engines(package, open_engine or _on_onnx_runtime(settings))
+        self.engines = open_engines(package, open_engine or on_onnx_runtime(settings))
         self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
         self._clock = clock
         self.warm_up()
@@ -69,7 +71,7 @@ class Sim4SegPredictor:
         """
         side = self.manifest.input.side
         frame, pixels = self.fit(Image(np.zeros((side, side, 3), np.uint8)))
-        rules = self._rules(max_new_tokens=1, is_stopped_at_seg=False)
+        rules = self.rules(max_new_tokens=1, is_stopped_at_seg=False)
         answer = self.answer(pixels, self.conversation.question_ids("warm-up"), rules)
         self.find_region(self.embed(pixels), answer.image_tokens, np.ones((1, STATE), np.float32), frame)
 
@@ -85,7 +87,10 @@ class Sim4SegPredictor:
         DeviceOutOfMemory
         """
         question = self.conversation.question_ids(prompt.query)
-        return self._predict(image, question, is_stopped_at_seg=False)
+        refuse_unsuitable(image)
+        prediction = self._predict(image, question, is_stopped_at_seg=False)
+        refuse_another_kind(image, prediction)
+        return prediction
 
     def segment(self, images: Sequence[Image], prompt: Prompt, like: Prediction | None) -> list[Prediction]:
         """One prediction per image of a series, in order; each image has its own language pass and region.
@@ -93,10 +98,18 @@ class Sim4SegPredictor:
         Only the tokenised question is shared: the cache, the similarity and the [SEG] state all depend on the
         pixels, so nothing else could be used again without being wrong. With `like` (the key frame's
         prediction) answers end at [SEG]: the mask of `predict` for about four steps instead of about a
-        hundred. Memory is bounded: of each image the boolean mask is kept, never its logits.
+        hundred. Memory is bounded: of each image the boolean mask is kept, never its logits. An unsuitable
+        image has an empty prediction that says why: one blank slice is no reason to refuse a series.
         """
+        if like is None:
+            return segment_each(self, images, prompt)
         question = self.conversation.question_ids(prompt.query)
-        return [self._predict(image, question, is_stopped_at_seg=like is not None) for image in images]
+        return [
+            unsuitable_prediction(image, reason, self.manifest.region.grid)
+            if (reason := reason_against(image))
+            else self._predict(image, question, is_stopped_at_seg=True)
+            for image in images
+        ]
 
     def fit(self, image: Image) -> tuple[ResizeLongestSide, Floats]:
         """Check an image; give its frame and the network input (1, 3, side, side) float32.
@@ -105,14 +118,7 @@ class Sim4SegPredictor:
         ------
         InputRejected
         """
-        pixels = image.pixels
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            raise InputRejected(
-                f"An image must be (H, W, 3) uint8 RGB, not {pixels.dtype} of {pixels.shape}; convert it to "
-                "display values first."
-            )
-        square = self.manifest.input
-        return fit(pixels, square.side, mean=square.mean, std=square.std)
+        return fit_image(image, self.manifest)
 
     def answer(self, pixels: Floats, question: NDArray[np.int64], rules: DecodingRules) -> Answer:
         """The language model's answer about `pixels` (1, 3, side, side) to `question` (1, T)."""
@@ -134,47 +140,71 @@ class Sim4SegPredictor:
     def find_region(
         self, embedding: Floats, image_tokens: Floats, seg_embedding: Floats, frame: ResizeLongestSide
     ) -> Region:
-        """RVLS2M and mask decoder: image tokens and [SEG] state choose cells, the cells prompt the mask."""
-        decoder, grid = self.engines.mask_decoder, self.manifest.region.grid
+        """RVLS2M and mask decoder: image tokens and [SEG] state choose cells, the cells prompt the mask.
+
+        Of several [SEG] each asks for its own mask; the region outlined is what any of them covers.
+        """
+        valid_cells = frame.valid_cells(self.manifest.region.grid)
+        return self.draw(embedding, image_tokens, seg_embedding, valid_cells)
+
+    def draw(
+        self, embedding: Floats, image_tokens: Floats, seg_embedding: Floats, valid_cells: Floats
+    ) -> Region:
+        """What `find_region` gives, with cells chosen among `valid_cells` (grid, grid), 0 or 1."""
+        decoder, grid, count = self.engines.mask_decoder, self.manifest.region.grid, len(seg_embedding)
         out = decoder.run(
             {
                 "image_embedding": embedding,
                 "image_tokens": image_tokens,
                 "seg_embedding": seg_embedding,
-                "valid_cells": frame.valid_cells(grid),
+                "valid_cells": valid_cells,
             }
         )
-        name = decoder.name
+        shapes = {
+            "low_res_logits": (count, 1, LOW_RES, LOW_RES),
+            "iou_predictions": (count, 1),
+            "similarity": (count, grid, grid),
+            "region": (count, grid, grid),
+        }
+        got = {key: require_output(decoder.name, key, out[key], shape) for key, shape in shapes.items()}
         return Region(
-            logits=require_output(name, "low_res_logits", out["low_res_logits"], (1, 1, LOW_RES, LOW_RES))[
-                0, 0
-            ],
-            predicted_iou=float(
-                require_output(name, "iou_predictions", out["iou_predictions"], (1, 1))[0, 0]
-            ),
-            similarity=require_output(name, "similarity", out["similarity"], (1, grid, grid))[0],
-            cells=require_output(name, "region", out["region"], (1, grid, grid))[0] > 0,
+            logits=got["low_res_logits"][:, 0].max(axis=0),
+            predicted_iou=float(got["iou_predictions"].mean()),
+            similarity=got["similarity"].max(axis=0),
+            cells=got["region"].max(axis=0) > 0,
         )
 
     def _predict(self, image: Image, question: NDArray[np.int64], *, is_stopped_at_seg: bool) -> Prediction:
-        watch = _Stopwatch(self._clock)
+        watch = Stopwatch(self._clock)
         with watch.stage("total"):
             with watch.stage("preprocess"):
                 frame, pixels = self.fit(image)
-            rules = self._rules(max_new_tokens=self.max_new_tokens, is_stopped_at_seg=is_stopped_at_seg)
+            rules = self.rules(max_new_tokens=self.max_new_tokens, is_stopped_at_seg=is_stopped_at_seg)
             answer = self.answer(pixels, question, rules)
             watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s)
-            if answer.seg_embedding is None:
-                grid = self.manifest.region.grid
-                region, mask = _no_region(grid), np.zeros(frame.source_hw, np.bool_)
-            else:
+            region: Region | None = None
+            if answer.seg_embedding is not None:
                 with watch.stage("image_encoder"):
                     embedding = self.embed(pixels)
                 with watch.stage("mask_decoder"):
                     region = self.find_region(embedding, answer.image_tokens, answer.seg_embedding, frame)
-                with watch.stage("postprocess"):
-                    mask = mask_at_source(region.logits, frame.source_hw)
-        return self._prediction(answer, region, mask, watch.seconds)
+            with watch.stage("postprocess"):
+                prediction = self.told(answer, frame, region)
+        return replace(prediction, seconds=watch.seconds)
+
+    def diagnosis_of(self, answer: Answer) -> Diagnosis | None:
+        """The diagnosis an answer names, with its probability."""
+        return self.conversation.diagnosis(
+            answer, parse_answer(self.conversation.text(answer.token_ids)).diagnosis
+        )
+
+    def told(self, answer: Answer, frame: ResizeLongestSide, region: Region | None) -> Prediction:
+        """What an answer and the region it asked for come to; None where it asked for none."""
+        if region is None:
+            shown, mask = _no_region(self.manifest.region.grid), np.zeros(frame.source_hw, np.bool_)
+        else:
+            shown, mask = region, mask_at_source(region.logits, frame.source_hw)
+        return self._prediction(answer, shown, mask, {})
 
     def _prediction(
         self, answer: Answer, region: Region, mask: NDArray[np.bool_], seconds: dict[str, float]
@@ -196,7 +226,8 @@ class Sim4SegPredictor:
             is_well_formed=parsed.is_well_formed or answer.is_stopped_at_seg,
         )
 
-    def _rules(self, *, max_new_tokens: int, is_stopped_at_seg: bool) -> DecodingRules:
+    def rules(self, *, max_new_tokens: int, is_stopped_at_seg: bool) -> DecodingRules:
+        """When an answer of this package ends, and which tokens are looked at on the way."""
         return DecodingRules(
             eos_id=self.conversation.special_id(EOS),
             seg_id=self.conversation.special_id(SEG),
@@ -206,12 +237,98 @@ class Sim4SegPredictor:
         )
 
 
+class _Asked(Protocol):
+    """A predictor that is asked about one image at a time."""
+
+    manifest: Manifest
+
+    def predict(self, image: Image, prompt: Prompt) -> Prediction: ...
+
+
+def segment_each(predictor: _Asked, images: Sequence[Image], prompt: Prompt) -> list[Prediction]:
+    """One prediction per image; an unsuitable image has an empty one that says why."""
+    predictions = []
+    for image in images:
+        try:
+            predictions.append(predictor.predict(image, prompt))
+        except UnsuitableImage as error:
+            predictions.append(unsuitable_prediction(image, str(error), predictor.manifest.region.grid))
+    return predictions
+
+
+def fit_image(image: Image, manifest: Manifest) -> tuple[ResizeLongestSide, Floats]:
+    """Check an image; give its frame and the network input (1, 3, side, side) float32.
+
+    Raises
+    ------
+    InputRejected
+    """
+    check_pixels(image)
+    square = manifest.input
+    return fit(image.pixels, square.side, mean=square.mean, std=square.std)
+
+
+def check_pixels(image: Image) -> None:
+    """Raise InputRejected unless the pixels are (H, W, 3) uint8."""
+    pixels = image.pixels
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise InputRejected(
+            f"An image must be (H, W, 3) uint8 RGB, not {pixels.dtype} of {pixels.shape}; convert it to "
+            "display values first."
+        )
+
+
+def reason_against(image: Image) -> str | None:
+    """Why nothing can be said about an image, as a sentence; None where something can.
+
+    Raises
+    ------
+    InputRejected
+        If it is no image at all.
+    """
+    check_pixels(image)
+    reason = why_unsuitable(image.pixels)
+    return f"Not suitable: {reason}" if reason else None
+
+
+def refuse_unsuitable(image: Image) -> None:
+    """Raise UnsuitableImage for an image that nothing can be said about."""
+    if reason := reason_against(image):
+        raise UnsuitableImage(reason)
+
+
+def refuse_another_kind(image: Image, prediction: Prediction) -> None:
+    """Raise UnsuitableImage where the answer speaks of a kind of image that this cannot be."""
+    if reason := why_another_kind(image.pixels, prediction.modality):
+        raise UnsuitableImage(f"Not suitable: {reason}")
+
+
+def unsuitable_prediction(image: Image, reason: str, grid: int) -> Prediction:
+    """An empty prediction whose text is the reason."""
+    nowhere = np.zeros((grid, grid), np.float32)
+    return Prediction(
+        mask=np.zeros(image.pixels.shape[:2], np.bool_),
+        has_region=False,
+        text=reason,
+        reasoning="",
+        diagnosis=None,
+        target=None,
+        modality=None,
+        predicted_iou=0.0,
+        similarity=nowhere,
+        region=nowhere > 0,
+        seconds={"total": 0.0},
+    )
+
+
 def _no_region(grid: int) -> Region:
     nowhere = np.zeros((grid, grid), np.float32)
     return Region(np.zeros((0, 0), np.float32), 0.0, nowhere, nowhere > 0)
 
 
-def _on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
+def on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
+    """Opens graphs on ONNX Runtime as `settings` say."""
+
     def open_engine(name: str, model: bytes) -> Engine:
         return OnnxEngine(
             name, model, execution_providers=settings.execution_providers, threads=settings.threads
@@ -221,7 +338,7 @@ def _on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
 
 
 @dataclass
-class _Stopwatch:
+class Stopwatch:
     """Wall seconds per stage."""
 
     clock: Clock
@@ -229,6 +346,7 @@ class _Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside under `name`."""
         started = self.clock()
         yield
         self.seconds[name] = self.clock() - started

@@ -1,7 +1,7 @@
 """The four graphs of a sim4seg package: names and shapes the predictor needs, and opening them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from inference.runtime.engine import FREE, Engine, GraphSpec, TensorSpec, require_graph
 from inference.runtime.model_repository import Manifest, ModelPackage
@@ -30,21 +30,31 @@ def open_engines(package: ModelPackage, open_engine: OpenEngine) -> Engines:
     ------
     PackageTampered, PackageInvalid, EngineRejected
     """
-    specs = graph_specs(package.manifest)
+    return Engines(**open_graphs(package, graph_specs(package.manifest), open_engine))
+
+
+def open_graphs(
+    package: ModelPackage, specs: Mapping[str, GraphSpec], open_engine: OpenEngine
+) -> dict[str, Engine]:
+    """An engine for each graph that `specs` names, without `.onnx`, checked against it.
+
+    Raises
+    ------
+    PackageTampered, PackageInvalid, EngineRejected
+    """
     engines: dict[str, Engine] = {}
-    for field in fields(Engines):
-        engine = open_engine(f"{field.name}.onnx", package.read(f"{field.name}.onnx"))
-        require_graph(engine, specs[field.name])
-        engines[field.name] = engine
-    return Engines(**engines)
+    for name, spec in specs.items():
+        engines[name] = open_engine(f"{name}.onnx", package.read(f"{name}.onnx"))
+        require_graph(engines[name], spec)
+    return engines
 
 
 def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
     """What each graph must take and give, for the package's square and grid."""
     side, grid = manifest.input.side, manifest.region.grid
-    pixels, embedding = _floats(1, 3, side, side), _floats(*EMBEDDING)
-    image_tokens, cache = _floats(grid * grid, STATE), _floats(None, 1, None, FREE, None)
-    state, logits = _floats(1, STATE), _floats(1, None)
+    pixels, embedding = floats(1, 3, side, side), floats(*EMBEDDING)
+    image_tokens, cache = floats(grid * grid, STATE), floats(None, 1, None, FREE, None)
+    state, logits = floats(1, STATE), floats(1, None)
     return {
         "image_encoder": GraphSpec({"pixels": pixels}, {"image_embedding": embedding}),
         "language_prefill": GraphSpec(
@@ -66,17 +76,18 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
                 "image_embedding": embedding,
                 "image_tokens": image_tokens,
                 "seg_embedding": state,
-                "valid_cells": _floats(grid, grid),
+                "valid_cells": floats(grid, grid),
             },
             {
-                "low_res_logits": _floats(1, 1, LOW_RES, LOW_RES),
-                "iou_predictions": _floats(1, 1),
-                "similarity": _floats(1, grid, grid),
+                "low_res_logits": floats(1, 1, LOW_RES, LOW_RES),
+                "iou_predictions": floats(1, 1),
+                "similarity": floats(1, grid, grid),
                 "region": TensorSpec(None, (1, grid, grid)),  # 0 and 1, of whatever type
             },
         ),
     }
 
 
-def _floats(*shape: int | None) -> TensorSpec:
+def floats(*shape: int | None) -> TensorSpec:
+    """A float32 tensor of this shape; None is any length."""
     return TensorSpec("float32", shape)

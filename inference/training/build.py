@@ -1,5 +1,7 @@
 """From a recipe to a stage: records, frames, sampler, validation samples, start weights."""
 
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,72 +9,74 @@ from tokenizers import Tokenizer
 
 from inference.datasets.frames import Frames, open_frames
 from inference.datasets.m3ds import Record, load_records
+from inference.datasets.near_duplicates import check_apart, keep_apart, pairs_of
 from inference.datasets.sample import M3dsSampler, Sample, frame_sample
 from inference.datasets.splits import hash_order
-from inference.models.checkpoints import load_into, load_tensors, with_prefix
+from inference.models.sim4seg import SMALL
 from inference.training.losses import LossWeights
-from inference.training.stages import Bench, JointStage, Learner, LvlmStage, SegmenterStage, Stage
+from inference.training.stages import Bench, Stage
 
-SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
-LVLM_PARTS = ("vision_tower", "projector", "language_model", "text_hidden_fcs")
+# kind of a stage -> (module, class); imported on demand, for the rival needs MONAI
+STAGES: dict[str, tuple[str, str]] = {
+    "segmenter": ("inference.training.stages", "SegmenterStage"),
+    "lvlm": ("inference.training.stages", "LvlmStage"),
+    "joint": ("inference.training.stages", "JointStage"),
+    "prs_med": ("inference.training.prs_stage", "PrsMedStage"),
+    "medseg_r": ("inference.training.medseg_stage", "MedSegRStage"),
+    "unet": ("inference.training.unet_stage", "UnetStage"),
+}
+SIM4SEG_KINDS = ("segmenter", "lvlm", "joint")
 
 
 def build_stage(name: str, recipe: dict[str, Any], data: Path, cache: Path, start: list[Path]) -> Stage:
-    """The stage `name` of `recipe`, with its data opened and its start weights loaded."""
+    """The stage `name` of `recipe`, with its data opened and its start weights loaded.
+
+    Raises
+    ------
+    ValueError
+        If the recipe has no such stage, or its kind is not known.
+    """
+    stages = [key for key, value in recipe.items() if isinstance(value, dict) and "kind" in value]
+    if name not in stages:
+        raise ValueError(f"the recipe has no stage {name!r}: it has {', '.join(stages)}")
+    settings = recipe[name]
+    kind = settings["kind"]
+    if kind not in STAGES:
+        raise ValueError(f"stage {name} is of the kind {kind!r}; known are {', '.join(STAGES)}")
+    module, class_name = STAGES[kind]
+    build = getattr(importlib.import_module(module), class_name)
+    bench = open_bench(recipe, settings, data, cache)
+    stage: Stage = build(bench, model_config(recipe)) if kind in SIM4SEG_KINDS else build(bench)
+    stage.begin(settings, start)
+    return stage
+
+
+def model_config(recipe: dict[str, Any]) -> Any:
+    """sim4seg-s as the recipe's [model] wants it: `top_k` 0 is LISA."""
+    return replace(SMALL, top_k=recipe.get("model", {}).get("top_k", SMALL.top_k))
+
+
+def open_bench(recipe: dict[str, Any], settings: dict[str, Any], data: Path, cache: Path) -> Bench:
+    """What every stage works with, from the recipe and the stage's own settings."""
     records = load_records(data)
     frames = open_frames(records, cache, recipe["frame_side"])
-    settings = recipe[name]
+    pairs = pairs_of(records, frames, frames.home)
+    records = keep_apart(records, pairs)
+    check_apart(records, pairs)
     sampler = M3dsSampler(
         records, frames, settings["weights"], recipe["seed"], tickets=settings.get("tickets")
     )
     watched = watched_samples(
-        records, frames, settings["watched_per_dataset"], has_region=name == "segmenter"
+        records, frames, settings["watched_per_dataset"], has_region=settings["kind"] == "segmenter"
     )
-    bench = Bench(
+    return Bench(
         sampler=sampler,
         validation=watched,
         weights=LossWeights(**(recipe["losses"] | settings.get("losses", {}))),
         frame_side=recipe["frame_side"],
         tokenizer=Tokenizer.from_file(recipe["tokenizer"]),
+        seg_place=recipe.get("model", {}).get("seg_place", "before"),
     )
-    if name == "segmenter":
-        return _segmenter_stage(bench, start)
-    stage = {"lvlm": LvlmStage, "joint": JointStage, "tune": JointStage}[name](bench)
-    for path in start:
-        if name == "tune":
-            load_into(stage.learner, load_tensors(path)[0])
-        else:
-            start_from(stage.learner, path)
-    if isinstance(stage, JointStage) and settings["freeze_image_encoder"]:
-        stage.freeze_image_encoder()
-    return stage
-
-
-def _segmenter_stage(bench: Bench, start: list[Path]) -> SegmenterStage:
-    """Stage A; a start file of an earlier form of it may lack a head."""
-    segmenter = SegmenterStage(bench)
-    for path in start:
-        segmenter.module.load_state_dict(load_tensors(path)[0], strict=False)
-    return segmenter
-
-
-def start_from(learner: Learner, path: Path) -> None:
-    """Take over the weights of an earlier stage: a segmenter's SAM parts, or a learner's LVLM parts.
-
-    Raises
-    ------
-    CheckpointError
-        If the file holds neither.
-    """
-    tensors, _ = load_tensors(path)
-    is_segmenter = any(name.startswith("image_encoder.") for name in tensors)
-    parts = SAM_PARTS if is_segmenter else LVLM_PARTS
-    for part in parts:
-        found = with_prefix(tensors, f"{part}." if is_segmenter else f"model.{part}.")
-        load_into(getattr(learner.model, part), found)
-    if not is_segmenter:
-        load_into(learner.label_head, with_prefix(tensors, "label_head."))
-        learner.map_offset.data.copy_(tensors["map_offset"])
 
 
 def watched_samples(records: list[Record], frames: Frames, count: int, *, has_region: bool) -> list[Sample]:

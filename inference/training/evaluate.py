@@ -1,19 +1,20 @@
-"""Scores any Predictor - PyTorch, ONNX or TensorRT - on a dataset; writes one JSON.
+"""Scores any Predictor - PyTorch, ONNX or TensorRT - on a dataset; prints one table, writes one JSON.
 
-    python -m inference.training.evaluate --package inference/packages/sim4seg-s \
-        --data /path/to/data --out metrics.json
+    python -m inference.training.evaluate --data ../shared/data/train --package sim4seg-s --json metrics.json
 
-The path is the served one: text is generated freely, [SEG] is whatever state predicted it, the mask
-is scored at source resolution. Nothing is teacher-forced.
+FOLDER is in the form of `data/train`: a manifest.csv and the images it names (datasets/folder.py); any data
+sets, rows without a mask or a label too. The path is the served one: text is generated freely, [SEG] is
+whatever state predicted it, the mask is scored at source resolution. Nothing is teacher-forced.
+`--variants` adds what a family can be measured by: Sim4Seg with test-time scaling and its oracle; MedSeg-R
+without each modulation, with reports made from the truth, and with those of other images.
+`--unet weights.safetensors` scores the rival instead of a package.
 """
 
 import argparse
 import json
-import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,168 +23,143 @@ from numpy.typing import NDArray
 
 from inference import metrics
 from inference.contract import Image, Prediction, Predictor, Prompt
+from inference.datasets.folder import Case, load_cases
 from inference.datasets.frames import read_image, read_mask
-from inference.datasets.m3ds import KINDS, Record, load_records
-from inference.datasets.measure import equal_moments, zone_of
-from inference.datasets.splits import hash_order
+from inference.errors import InferenceError, InputRejected
 from inference.postprocess import mask_at_source
-from inference.prompts import parse_answer
-from inference.runtime.model_repository import open_package
-from inference.runtime.predictors import Sim4SegPredictor
-from inference.settings import InferenceSettings
+from inference.runtime import open_predictor
+from inference.runtime.predictors import Sim4SegPredictor, unsuitable_prediction
+from inference.settings import PACKAGES, InferenceSettings
+from inference.training.scoring import FIVE_ZONES, NINE_ZONES, Score, score_prediction, summarise
+from inference.training.variants import variants_of
 
 NOTES = {
-    "path": "free greedy generation, first query of each data set, mask scored at source resolution",
+    "path": "free greedy generation, mask scored at source resolution; a refused image counts as no answer",
     "intervals": "95 % percentile bootstrap over images, 1000 rounds (images, not patients, are drawn)",
-    "dice": "over images with a mask; an answer without [SEG] counts as an empty mask",
+    "dice": "Dice@0.5 over images with something to outline; an answer without a region is an empty mask",
+    "giou": "mean IoU over the same images; giou_with_absent adds the images with nothing to outline, 1 each "
+    "where nothing was outlined",
+    "ciou": "sum of intersections over sum of unions",
+    "hd95": "pixels, larger of the two directions, where both masks have an outline (hd95_images)",
+    "zone_accuracy": "the zone the text names is the zone of the true mask; no zone named is wrong",
+    "text_mask_agreement": "the zone the text names is the zone of the mask drawn, where there are both",
+    "absent_rejection": "share of images with nothing to outline where nothing was outlined",
+    "auc": "where there are two labels; ece: 15 bins; majority_*: of always answering the commonest label",
 }
+COLUMNS = (
+    ("dice", "Dice"), ("giou", "gIoU"), ("ciou", "cIoU"), ("hd95", "HD95"), ("accuracy", "acc."),
+    ("balanced_accuracy", "bal. acc."), ("auc", "AUC"), ("ece", "ECE"), ("zone_accuracy", "zone"),
+    ("text_mask_agreement", "text=mask"), ("absent_rejection", "absent"),
+)  # fmt: skip
+Ask = Callable[[Case, Image], Prediction]
 
 
-@dataclass(frozen=True, eq=False)
-class Score:
-    """What one image adds to the report."""
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to score its share."""
 
-    dataset: str
-    has_mask: bool
-    has_region: bool
-    dice: float
-    iou: float
-    overlap: int  # pixels
-    union: int  # pixels
-    truth: str | None
-    diagnosis: str | None
-    confidence: float
-    is_well_formed: bool
-    is_zone_right: bool | None  # the zone the text names is the zone of the mask drawn
-    seconds: float
+    package: Path | None  # the folder of a model package
+    unet: Path | None  # or the rival's weights
+    variant: str = ""
 
 
-def query_of(record: Record) -> str:
-    """The question put to every image of a data set: its first wording."""
-    return KINDS[record.dataset].queries[0]
+def score_case(ask: Ask, case: Case, *, is_positional: bool) -> Score:
+    """Ask about one image and compare; a refusal scores as an empty answer and says why."""
+    pixels = read_image(case)
+    truth = read_mask(case, (pixels.shape[0], pixels.shape[1]))
+    image, refusal = Image(pixels), ""
+    try:
+        prediction = ask(case, image)
+    except InputRejected as error:
+        refusal = str(error)
+        prediction = unsuitable_prediction(image, refusal, 16)
+    zones = FIVE_ZONES if is_positional else NINE_ZONES
+    return replace(score_prediction(case, prediction, truth, zones), refusal=refusal)
 
 
-def score_record(predictor: Predictor, record: Record) -> Score:
-    """Ask `predictor` about one image and compare."""
-    pixels = read_image(record)
-    truth = read_mask(record, (pixels.shape[0], pixels.shape[1]))
-    started = time.perf_counter()
-    prediction = predictor.predict(Image(pixels), Prompt(query_of(record)))
-    seconds = time.perf_counter() - started
-    return Score(
-        dataset=record.dataset,
-        has_mask=record.mask is not None,
-        has_region=prediction.has_region,
-        dice=metrics.dice(prediction.mask, truth),
-        iou=metrics.iou(prediction.mask, truth),
-        overlap=int((prediction.mask & truth).sum()),
-        union=int((prediction.mask | truth).sum()),
-        truth=record.diagnosis,
-        diagnosis=prediction.diagnosis.label if prediction.diagnosis else None,
-        confidence=prediction.diagnosis.confidence if prediction.diagnosis else 0.0,
-        is_well_formed=parse_answer(prediction.text).is_well_formed,
-        is_zone_right=zone_agrees(prediction),
-        seconds=seconds,
+def plain(predictor: Predictor, *, is_positional: bool) -> Ask:
+    """Ask a predictor the question of the case, without a report."""
+    return lambda case, image: predictor.predict(
+        image, Prompt(case.position_query if is_positional else case.query)
     )
 
 
-def zone_agrees(prediction: Prediction) -> bool | None:
-    """Whether the zone in the text is the zone of the mask; None where there is no text zone or no mask."""
-    zone = parse_answer(prediction.text).zone
-    if zone is None or not prediction.mask.any():
-        return None
-    rows, columns = np.nonzero(prediction.mask)
-    y, x = equal_moments(rows, columns).centre_yx
-    return zone == zone_of(y / prediction.mask.shape[0], x / prediction.mask.shape[1])
+def evaluate(predictor: Predictor, cases: Sequence[Case], *, is_positional: bool = False) -> dict[str, Any]:
+    """Score every case and report."""
+    ask = plain(predictor, is_positional=is_positional)
+    return report_of([score_case(ask, case, is_positional=is_positional) for case in cases])
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, Any]:
-    """The report of one data set."""
-    outlined = [score for score in scores if score.has_mask]
-    report: dict[str, Any] = {
-        "images": len(scores),
-        "well_formed_rate": float(np.mean([score.is_well_formed for score in scores])),
-        "region_rate": float(np.mean([score.has_region for score in scores])),
-        "median_seconds": float(np.median([score.seconds for score in scores])),
-    }
-    zones = [score.is_zone_right for score in scores if score.is_zone_right is not None]
-    if zones:
-        report["zone_agreement"] = float(np.mean(zones))
-    if outlined:
-        report |= {"images_with_mask": len(outlined), **_mask_report(outlined)}
-    labels = {score.truth for score in scores if score.truth}
-    if len(labels) > 1:
-        report |= _diagnosis_report([score for score in scores if score.truth])
-    return report
-
-
-def _mask_report(scores: Sequence[Score]) -> dict[str, Any]:
-    table = np.array([(score.dice, score.iou, score.overlap, score.union) for score in scores])
-
-    def pooled(rows: NDArray[np.int64]) -> float:
-        return float(table[rows, 2].sum() / max(1.0, table[rows, 3].sum()))
-
-    count = len(scores)
+def report_of(scores: Sequence[Score]) -> dict[str, Any]:
+    """The report, data set by data set, and all together."""
+    datasets = sorted({score.dataset for score in scores})
     return {
-        "dice": asdict(metrics.bootstrap(count, lambda rows: float(table[rows, 0].mean()))),
-        "giou": asdict(metrics.bootstrap(count, lambda rows: float(table[rows, 1].mean()))),
-        "ciou": asdict(metrics.bootstrap(count, pooled)),
+        "datasets": {name: summarise([s for s in scores if s.dataset == name]) for name in datasets},
+        "all": summarise(scores),
     }
 
 
-def _diagnosis_report(scores: Sequence[Score]) -> dict[str, Any]:
-    truth = [score.truth or "" for score in scores]
-    given = [score.diagnosis for score in scores]
+def open_asked(job: Job) -> tuple[Predictor, bool]:
+    """The predictor of a job on one thread, and whether it answers questions about place only."""
+    if job.unet is not None:
+        from inference.training.unet_predictor import UnetPredictor  # noqa: PLC0415 - MONAI, only where wanted
 
-    def balanced(rows: NDArray[np.int64]) -> float:
-        return metrics.balanced_accuracy([given[i] for i in rows], [truth[i] for i in rows])
-
-    right = np.array([a == b for a, b in zip(given, truth, strict=True)])
-    return {
-        "balanced_accuracy": asdict(metrics.bootstrap(len(scores), balanced)),
-        "majority_balanced_accuracy": 1 / len(set(truth)),
-        "accuracy": asdict(metrics.bootstrap(len(scores), lambda rows: float(right[rows].mean()))),
-        "majority_accuracy": metrics.majority_accuracy(truth),
-        "recall": {
-            label: metrics.balanced_accuracy(*_of_class(given, truth, label)) for label in sorted(set(truth))
-        },
-        "answers": dict(Counter(str(label) for label in given)),
-    }
+        return UnetPredictor(job.unet), False
+    if job.package is None:
+        raise InferenceError("name a package or a U-Net's weights")
+    settings = InferenceSettings(model_repository=job.package.parent, threads=1)
+    predictor = open_predictor(job.package.name, settings)
+    return predictor, type(predictor).__name__ == "PrsMedPredictor"
 
 
-def _of_class(given: list[str | None], truth: list[str], label: str) -> tuple[list[str | None], list[str]]:
-    rows = [i for i, actual in enumerate(truth) if actual == label]
-    return [given[i] for i in rows], [label] * len(rows)
+def score_share(job: Job, cases: Sequence[Case], everybody: Sequence[Case]) -> list[Score]:
+    """Scores of some cases; for a process of its own. A variant may need to know all the others."""
+    predictor, is_positional = open_asked(job)
+    ask: Ask = plain(predictor, is_positional=is_positional)
+    if job.variant:
+        ask = variants_of(predictor)[job.variant](everybody)
+    return [score_case(ask, case, is_positional=is_positional) for case in cases]
 
 
-def ablate_region(predictor: Sim4SegPredictor, records: Iterable[Record]) -> dict[str, dict[str, float]]:
+def score_in_processes(job: Job, cases: Sequence[Case], count: int) -> list[Score]:
+    """Scores of all cases, shared among `count` processes."""
+    if count <= 1:
+        return score_share(job, cases, cases)
+    with ProcessPoolExecutor(count) as pool:
+        shares = pool.map(
+            score_share, [job] * count, [cases[i::count] for i in range(count)], [cases] * count
+        )
+        return [score for share in shares for score in share]
+
+
+def ablate_region(predictor: Sim4SegPredictor, cases: Iterable[Case]) -> dict[str, dict[str, float]]:
     """Dice with the model's region, with an empty one, and with one made from the truth; per data set.
 
     Image tokens of zeros give a constant map and so an empty region; image tokens that are the cells'
     covered share times the [SEG] state give the region of the truth. The graph stays the same.
     """
     dices: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        for kind, value in _ablate(predictor, record).items():
-            dices.setdefault(record.dataset, {}).setdefault(kind, []).append(value)
+    for case in cases:
+        for kind, value in _ablate(predictor, case).items():
+            dices.setdefault(case.dataset, {}).setdefault(kind, []).append(value)
     return {name: {kind: float(np.mean(v)) for kind, v in kinds.items()} for name, kinds in dices.items()}
 
 
-def _ablate(predictor: Sim4SegPredictor, record: Record) -> dict[str, float]:
-    pixels = read_image(record)
-    truth = read_mask(record, (pixels.shape[0], pixels.shape[1]))
+def _ablate(predictor: Sim4SegPredictor, case: Case) -> dict[str, float]:
+    pixels = read_image(case)
+    truth = read_mask(case, (pixels.shape[0], pixels.shape[1]))
     frame, square = predictor.fit(Image(pixels))
-    question = predictor.conversation.question_ids(query_of(record))
-    answer = predictor.answer(square, question, predictor._rules(max_new_tokens=16, is_stopped_at_seg=True))  # noqa: SLF001
-    if answer.seg_embedding is None:
+    question = predictor.conversation.question_ids(case.query)
+    answer = predictor.answer(square, question, predictor.rules(max_new_tokens=128, is_stopped_at_seg=True))
+    if answer.seg_embedding is None or not truth.any():
         return {}
-    seg, side = answer.seg_embedding, frame.side
-    cells = np.zeros((side, side), np.float32)
+    seg, grid = answer.seg_embedding[:1], predictor.manifest.region.grid
+    cells = np.zeros((frame.side, frame.side), np.float32)
     height, width = frame.inner_hw
     cells[:height, :width] = frame.resize(truth.astype(np.uint8) * np.uint8(255)) / np.float32(255)
-    grid = predictor.manifest.region.grid
-    shares = cells.reshape(grid, side // grid, grid, side // grid).mean(axis=(1, 3)).reshape(-1, 1)
-    tokens = {
+    step = frame.side // grid
+    shares = cells.reshape(grid, step, grid, step).mean(axis=(1, 3)).reshape(-1, 1)
+    tokens: dict[str, NDArray[np.float32]] = {
         "own": answer.image_tokens,
         "none": answer.image_tokens * 0,
         "truth": (shares * seg).astype(np.float32),
@@ -196,72 +172,82 @@ def _ablate(predictor: Sim4SegPredictor, record: Record) -> dict[str, float]:
     }
 
 
-def evaluate(predictor: Predictor, records: Sequence[Record]) -> dict[str, Any]:
-    """Score every record and report."""
-    return report_of([score_record(predictor, record) for record in records])
-
-
-def report_of(scores: Sequence[Score]) -> dict[str, Any]:
-    """The whole report, data set by data set."""
-    datasets = sorted({score.dataset for score in scores})
-    reports = {name: summarise([score for score in scores if score.dataset == name]) for name in datasets}
-    return {
+def full_report(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything the command was asked for."""
+    folder = None if options.unet else package_folder(options.package, options.repository)
+    job = Job(folder, options.unet)
+    predictor, _ = open_asked(job)
+    cases = load_cases(options.data, options.split, options.limit)
+    report: dict[str, Any] = {
+        "model": {"name": predictor.name, "version": predictor.version, "digest": predictor.digest},
         "notes": NOTES,
-        "well_formed_rate": float(np.mean([score.is_well_formed for score in scores])),
-        "datasets": reports,
+        "split": options.split,
+        **report_of(score_in_processes(job, cases, options.processes)),
     }
-
-
-def open_onnx(folder: Path) -> Sim4SegPredictor:
-    """The package in `folder` on ONNX Runtime, one thread."""
-    return Sim4SegPredictor(open_package(folder.parent, folder.name), InferenceSettings(threads=1))
-
-
-def score_share(folder: Path, records: Sequence[Record]) -> list[Score]:
-    """Scores of some records; for a process of its own."""
-    predictor = open_onnx(folder)
-    return [score_record(predictor, record) for record in records]
-
-
-def score_in_processes(folder: Path, records: Sequence[Record], count: int) -> list[Score]:
-    """Scores of all records, shared among `count` processes."""
-    with ProcessPoolExecutor(count) as pool:
-        shares = pool.map(score_share, [folder] * count, [records[i::count] for i in range(count)])
-        return [score for share in shares for score in share]
-
-
-def validation_records(data: Path, limit: int | None) -> list[Record]:
-    """All validation records, or `limit` of each data set, picked by the hash of their names."""
-    records = [record for record in load_records(data) if record.split == "val"]
-    if limit is None:
-        return records
-    names = {
-        (dataset, name)
-        for dataset in {record.dataset for record in records}
-        for name in hash_order(r.name for r in records if r.dataset == dataset)[:limit]
+    some = load_cases(options.data, options.split, options.variant_limit) if options.variant_limit else cases
+    wanted = list(variants_of(predictor)) if options.variants == ["all"] else options.variants
+    report["variants"] = {
+        name: report_of(score_in_processes(replace(job, variant=name), some, options.processes))
+        for name in wanted
     }
-    return [record for record in records if (record.dataset, record.name) in names]
+    if options.ablate and isinstance(predictor, Sim4SegPredictor):
+        few = load_cases(options.data, options.split, options.ablate)
+        report["region_ablation_dice"] = ablate_region(predictor, [case for case in few if case.mask])
+    return report
+
+
+def package_folder(package: str, repository: Path) -> Path:
+    """The folder of a package, given by name in `repository` or by its path."""
+    path = Path(package)
+    return path.resolve() if (path / "model.toml").is_file() else repository / package
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text: a line for each data set, all together, and every variant."""
+    head = ["data set", "images", *(title for _, title in COLUMNS), "majority"]
+    lines = [head]
+    parts = {"": report, **{f" ({name})": one for name, one in report.get("variants", {}).items()}}
+    for mark, part in parts.items():
+        for name, scores in [*part["datasets"].items(), ("all", part["all"])]:
+            majority = scores.get("majority_accuracy")
+            cells = [_cell(scores.get(key), key) for key, _ in COLUMNS]
+            lines.append(
+                [name + mark, str(scores["images"]), *cells, "-" if majority is None else f"{majority:.3f}"]
+            )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
+
+
+def _cell(score: dict[str, float] | None, key: str) -> str:
+    if score is None:
+        return "-"
+    digits = 1 if key == "hd95" else 3
+    return f"{score['mean']:.{digits}f} ({score['low']:.{digits}f}-{score['high']:.{digits}f})"
 
 
 def main() -> None:
-    """Score a package and write its metrics.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("package", "data", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    """Score a package and write its metrics."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--package", help="name of a model package, or its folder")
+    which.add_argument("--unet", type=Path, help="weights.safetensors of the rival")
+    parser.add_argument("--json", type=Path, required=True, help="where the report goes")
+    parser.add_argument("--repository", type=Path, default=PACKAGES, help="folder of the model packages")
+    parser.add_argument("--split", default="auto", help="rows of this split; auto: all that are no training")
     parser.add_argument("--limit", type=int, help="images per data set; all if absent")
-    parser.add_argument("--ablate", type=int, default=50, help="images per data set for the region ablation")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--variants", nargs="*", default=[], help="names, or all")
+    parser.add_argument("--variant-limit", type=int, help="images per data set for each variant")
+    parser.add_argument("--ablate", type=int, default=0, help="images per data set for the region ablation")
+    parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    predictor = open_onnx(options.package)
-    records = validation_records(options.data, options.limit)
-    report: dict[str, Any] = {
-        "model": {"name": predictor.name, "version": predictor.version},
-        **report_of(score_in_processes(options.package, records, options.processes)),
-    }
-    some = [r for r in validation_records(options.data, options.ablate) if r.mask is not None]
-    report["region_ablation_dice"] = ablate_region(predictor, some)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    report = full_report(options)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))
 
 
 if __name__ == "__main__":

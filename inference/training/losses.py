@@ -11,7 +11,7 @@ from torch import Tensor
 class LossWeights:
     """Sim4Seg: 1 text, 2.0 BCE, 0.5 Dice (arXiv 2511.06665, section 4.1; models.md 1.4).
 
-    The last four are ours: `iou` is SAM's head, the others help a model that starts from nothing.
+    From `iou` on they are ours: `iou` is SAM's head, the others help a model that starts from nothing.
     """
 
     text: float = 1.0
@@ -20,7 +20,8 @@ class LossWeights:
     iou: float = 0.05
     region: float = 0.5  # BCE between the similarity map and the mask's cells
     label: float = 0.3  # diagnosis from the pooled tower, training only
-    diagnosis_token: float = 4.0  # weight of a diagnosis's tokens inside the text loss
+    diagnosis_token: float = 4.0  # weight of a diagnosis's (or a zone's) tokens inside the text loss
+    modality: float = 0.5  # PRS-Med's auxiliary head: 0.5 in the released code, not in the paper
 
 
 def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:

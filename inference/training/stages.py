@@ -1,8 +1,9 @@
 """The three stages of training sim4seg-s: segmenter, language model, both together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,15 +12,21 @@ from numpy.random import Generator
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from inference.datasets.m3ds import KINDS
 from inference.datasets.sample import ImageBatch, M3dsSampler, Sample, collate
 from inference.datasets.text import TextBatch, encode_batch
+from inference.models.checkpoints import load_into, load_tensors, with_prefix
+from inference.models.lite_trunk import LiteTrunk
 from inference.models.sam import MaskDecoder, PromptEncoder
 from inference.models.sim4seg import SMALL, Sim4Seg, Sim4SegConfig
 from inference.models.tiny_sam import TinyConfig, TinyImageEncoder
-from inference.prompts import DIAGNOSES
+from inference.prompts import DIAGNOSES, TARGETS, SegPlace
 from inference.training.losses import LossWeights, iou_loss, mask_loss, region_loss, text_loss
 
 Losses = dict[str, Tensor]
+SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+LVLM_PARTS = ("vision_tower", "projector", "language_model", "text_hidden_fcs")
+MODALITIES: tuple[str, ...] = tuple(TARGETS)
 PROMPT_NOISE = 0.05  # per component; [SEG] states of different images were measured 0.03 apart
 
 
@@ -42,12 +49,17 @@ class Bench:
     weights: LossWeights
     frame_side: int  # pixels
     tokenizer: Tokenizer
+    seg_place: SegPlace = "before"  # where the answer says [SEG]: before the chain, as in the paper, or after
 
 
 class Stage(Protocol):
     """What the training loop needs: a module, a loss on fresh samples, a score on fixed ones."""
 
     module: nn.Module
+    bench: Bench
+
+    def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
+        """Take the recipe's settings of this stage, and the weights to start from."""
 
     def losses(self, phase: Phase) -> Losses:
         """The weighted losses of a fresh batch, by name."""
@@ -56,17 +68,27 @@ class Stage(Protocol):
         """The scores of the fixed validation samples, by name."""
 
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def channels_last(module: ModuleT) -> ModuleT:
+    """Lay `module`'s convolutions out channels last: a fifth faster on a CPU."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
 class Segmenter(nn.Module):
     """Image encoder, prompt encoder and mask decoder with a noisy constant in place of [SEG].
 
-    Late in the run the constant is set to the mean [SEG] state of stage B (`seg_prompt.py`), so that the
-    decoder meets nothing strange when the two are joined.
+    The noise keeps the decoder from leaning on a prompt that the language model will replace.
     """
 
     def __init__(self, config: Sim4SegConfig) -> None:
         super().__init__()
         if not isinstance(config.encoder, TinyConfig):
-            raise TypeError("only the small image encoder is trained from nothing")
+            raise TypeError("only the small image encoder is trained here")
         self.image_encoder = TinyImageEncoder(config.encoder)
         self.prompt_encoder = PromptEncoder()
         self.mask_decoder = MaskDecoder(config.decoder)
@@ -124,33 +146,53 @@ def top_cells(scores: Tensor, valid: Tensor, top_k: int) -> Tensor:
     return chosen.view_as(scores) * valid
 
 
+def prepare_trunk(encoder: nn.Module, settings: dict[str, Any]) -> None:
+    """ImageNet's weights where the recipe says so, and what of the encoder's trunk is to stay as it is."""
+    trunk = encoder.get_submodule("trunk")
+    if not isinstance(trunk, LiteTrunk):
+        raise TypeError("only the small encoders are trained here")
+    if settings.get("trunk") == "imagenet":
+        from inference.training.imagenet import load_imagenet  # noqa: PLC0415 - its weights are 19 MB
+
+        load_imagenet(trunk)
+    trunk.keep(settings.get("kept_stages", 0))
+
+
 class SegmenterStage:
     """Stage A: stands in for SAM's pre-training, which may not be downloaded here."""
 
     def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
-        self._segmenter = Segmenter(config)
+        self._segmenter = channels_last(Segmenter(config))
         self.module: nn.Module = self._segmenter
-        self._bench = bench
+        self.bench = bench
+
+    def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
+        """Take an earlier segmenter (perhaps without a head) or a whole model's SAM parts."""
+        prepare_trunk(self._segmenter.image_encoder, settings)
+        for path in start:
+            tensors, _ = load_tensors(path)
+            whole = {n: v for n, v in with_prefix(tensors, "model.").items() if n.startswith(SAM_PARTS)}
+            self.module.load_state_dict(whole or tensors, strict=False)
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: mask loss of the paper's weights, plus SAM's IoU head."""
         batch = collate(
-            self._bench.sampler.draw(phase.batch, only_regions=True), self._bench.frame_side, phase.side
+            self.bench.sampler.draw(phase.batch, only_regions=True), self.bench.frame_side, phase.side
         )
         coarse = F.avg_pool2d(batch.masks, 4)
-        rng = self._bench.sampler.rng
+        rng = self.bench.sampler.rng
         if rng.random() >= phase.decoder_share:
             with torch.autocast("cpu", torch.bfloat16):
                 direct = self._segmenter.direct_head(self._segmenter.image_encoder(batch.pixels))
-            return {"direct": mask_loss(direct, coarse, self._bench.weights)}
+            return {"direct": mask_loss(direct, coarse, self.bench.weights)}
         has_region = torch.from_numpy(rng.random(phase.batch) < 0.6)
         region = simulate_region(batch, rng)
         with torch.autocast("cpu", torch.bfloat16):
             logits, iou, direct = self._segmenter(batch.pixels, region, has_region)
         return {
-            "mask": mask_loss(logits, batch.masks, self._bench.weights),
-            "direct": mask_loss(direct, coarse, self._bench.weights),
-            "iou": self._bench.weights.iou * iou_loss(iou, logits, batch.masks),
+            "mask": mask_loss(logits, batch.masks, self.bench.weights),
+            "direct": mask_loss(direct, coarse, self.bench.weights),
+            "iou": self.bench.weights.iou * iou_loss(iou, logits, batch.masks),
         }
 
     def validate(self, phase: Phase) -> dict[str, float]:
@@ -162,7 +204,7 @@ class SegmenterStage:
             logits: Tensor = self._segmenter(batch.pixels, torch.zeros_like(batch.cells), nowhere)[0]
             return logits
 
-        return dice_by_dataset(self._bench.validation, predict, self._bench.frame_side, phase.side)
+        return dice_by_dataset(self.bench.validation, predict, self.bench.frame_side, phase.side)
 
 
 def dice_by_dataset(
@@ -222,19 +264,26 @@ class LvlmStage:
     """Stage B: stands in for the LISA initialisation; text, and where the text points."""
 
     def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
-        self.learner = Learner(config)
+        self.learner = channels_last(Learner(config))
         self.module: nn.Module = self.learner
-        self._bench = bench
+        self.bench = bench
+
+    def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
+        """Take the weights to start from, of earlier stages."""
+        prepare_trunk(self.learner.model.vision_tower, settings)
+        for path in start:
+            start_from(self.learner, path)
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: text, region and label losses."""
-        samples = self._bench.sampler.draw(phase.batch)
-        batch = collate(samples, self._bench.frame_side, phase.side)
-        text = encode_batch(
-            samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token
-        )
+        samples = self.bench.sampler.draw(phase.batch)
+        batch = collate(samples, self.bench.frame_side, phase.side)
+        text = self._encode(samples, self.bench.sampler.rng, self.bench.weights.diagnosis_token)
         with torch.autocast("cpu", torch.bfloat16):
             return self._read_losses(samples, batch, text)[0]
+
+    def _encode(self, samples: list[Sample], rng: Generator, label_weight: float) -> TextBatch:
+        return encode_batch(samples, self.bench.tokenizer, rng, label_weight, self.bench.seg_place)
 
     def _read_losses(
         self, samples: list[Sample], batch: ImageBatch, text: TextBatch
@@ -246,7 +295,7 @@ class LvlmStage:
         logits = self.learner.model.language_model.lm_head(answer)
         labels = self.learner.label_logits(tokens, batch)
         has = text.has_seg
-        weights = self._bench.weights
+        weights = self.bench.weights
         losses = {
             "text": weights.text * text_loss(logits, text.ids[:, 1:], text.weights),
             "region": weights.region * region_loss(similarity[has], batch.cells[has], batch.valid_cells[has]),
@@ -258,10 +307,10 @@ class LvlmStage:
         """Teacher-forced: recall per diagnosis, token accuracy, share of region cells among the top 36."""
         rng = np.random.default_rng(0)
         hits: dict[str, list[float]] = {}
-        for start in range(0, len(self._bench.validation), 12):
-            part = self._bench.validation[start : start + 12]
-            batch = collate(part, self._bench.frame_side, phase.side)
-            text = encode_batch(part, self._bench.tokenizer, rng, 100.0)
+        for start in range(0, len(self.bench.validation), 12):
+            part = self.bench.validation[start : start + 12]
+            batch = collate(part, self.bench.frame_side, phase.side)
+            text = self._encode(part, rng, 100.0)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 self._score(part, batch, text, hits)
         return {name: float(np.mean(values)) for name, values in hits.items()}
@@ -285,6 +334,27 @@ class LvlmStage:
                 hits.setdefault(f"covered {sample.record.dataset}", []).append(float(covered[i]))
 
 
+def start_from(learner: Learner, path: Path) -> None:
+    """Take over the weights of an earlier stage: a segmenter's SAM parts, or a learner's LVLM parts.
+
+    Raises
+    ------
+    CheckpointError
+        If the file holds neither.
+    """
+    tensors, _ = load_tensors(path)
+    is_segmenter = any(name.startswith("image_encoder.") for name in tensors)
+    parts: tuple[str, ...] = SAM_PARTS if is_segmenter else LVLM_PARTS
+    if not is_segmenter and any(name.startswith("model.image_encoder.") for name in tensors):
+        parts = LVLM_PARTS + SAM_PARTS
+    for part in parts:
+        found = with_prefix(tensors, f"{part}." if is_segmenter else f"model.{part}.")
+        load_into(getattr(learner.model, part), found)
+    if not is_segmenter:
+        load_into(learner.label_head, with_prefix(tensors, "label_head."))
+        learner.map_offset.data.copy_(tensors["map_offset"])
+
+
 def label_loss(logits: Tensor, samples: list[Sample]) -> Tensor:
     """Cross-entropy of label logits (B, labels), over the samples that have a diagnosis."""
     known = [(i, DIAGNOSES.index(s.record.diagnosis)) for i, s in enumerate(samples) if s.record.diagnosis]
@@ -294,27 +364,47 @@ def label_loss(logits: Tensor, samples: list[Sample]) -> Tensor:
     return F.cross_entropy(logits[list(rows)].float(), torch.tensor(labels))
 
 
+def kind_indices(samples: list[Sample]) -> Tensor:
+    """(B,) int64: which of `prompts.TARGETS`'s modalities each sample is, in that order."""
+    return torch.tensor([MODALITIES.index(KINDS[sample.record.dataset].modality) for sample in samples])
+
+
+def is_outlined(sample: Sample) -> bool:
+    """Whether the sample says where its target is, if only by an empty mask; dermoscopy has no masks."""
+    return bool(sample.mask.any()) or sample.record.diagnosis == "no fracture"
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Batch norms of frozen parts keep their statistics too."""
+    for part in module.children():
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.eval()
+
+
 class JointStage(LvlmStage):
     """Stage C: the paper's recipe; the region comes from the model itself, without gradients.
 
-    The paper freezes SAM's image encoder; `freeze_image_encoder` says whether this run does.
+    The paper freezes SAM's image encoder; `freeze_image_encoder` in the recipe says whether this run does.
     """
 
     def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
         super().__init__(bench, config)
         self.learner.model.prompt_encoder.requires_grad_(False)
 
-    def freeze_image_encoder(self) -> None:
-        """Keep SAM's image encoder as it is."""
-        self.learner.model.image_encoder.requires_grad_(False)
+    def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
+        """Take the weights to start from, and the recipe's word on SAM's image encoder."""
+        super().begin(settings, start)
+        encoder = self.learner.model.image_encoder
+        if settings["freeze_image_encoder"]:
+            encoder.requires_grad_(False)
+        else:
+            prepare_trunk(encoder, settings)
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: everything stage B has, plus the mask through RVLS2M and the decoder."""
-        samples = self._bench.sampler.draw(phase.batch)
-        batch = collate(samples, self._bench.frame_side, phase.side)
-        text = encode_batch(
-            samples, self._bench.tokenizer, self._bench.sampler.rng, self._bench.weights.diagnosis_token
-        )
+        samples = self.bench.sampler.draw(phase.batch)
+        batch = collate(samples, self.bench.frame_side, phase.side)
+        text = self._encode(samples, self.bench.sampler.rng, self.bench.weights.diagnosis_token)
         model, has = self.learner.model, text.has_seg
         model.image_encoder.train(any(p.requires_grad for p in model.image_encoder.parameters()))
         with torch.autocast("cpu", torch.bfloat16):
@@ -324,14 +414,14 @@ class JointStage(LvlmStage):
             embedding = model.image_encoder(batch.pixels[has])
             _, region = model.locate(image_tokens[has].float(), seg[has].float(), batch.valid_cells[has])
             logits, iou = model.draw(embedding, seg[has], region)
-        losses["mask"] = mask_loss(logits, batch.masks[has], self._bench.weights)
-        losses["iou"] = self._bench.weights.iou * iou_loss(iou, logits, batch.masks[has])
+        losses["mask"] = mask_loss(logits, batch.masks[has], self.bench.weights)
+        losses["iou"] = self.bench.weights.iou * iou_loss(iou, logits, batch.masks[has])
         return losses
 
     def validate(self, phase: Phase) -> dict[str, float]:
         """What stage B scores, and Dice per data set with teacher-forced text."""
         scores = super().validate(phase)
-        outlined = [sample for sample in self._bench.validation if sample.mask.any()]
+        outlined = [sample for sample in self.bench.validation if sample.mask.any()]
         rng = np.random.default_rng(0)
         model = self.learner.model
         by_batch = iter(
@@ -339,10 +429,10 @@ class JointStage(LvlmStage):
         )  # as dice_by_dataset cuts them
 
         def predict(batch: ImageBatch) -> Tensor:
-            text = encode_batch(next(by_batch), self._bench.tokenizer, rng, 1.0)
+            text = self._encode(next(by_batch), rng, 1.0)
             image_tokens, seg, _ = self.learner.align(self.learner.read(batch.pixels, text)[0], text)
             _, region = model.locate(image_tokens.float(), seg.float(), batch.valid_cells)
             return model.draw(model.image_encoder(batch.pixels), seg, region)[0]
 
-        dice = dice_by_dataset(outlined, predict, self._bench.frame_side, phase.side)
+        dice = dice_by_dataset(outlined, predict, self.bench.frame_side, phase.side)
         return scores | {f"dice {name}": value for name, value in dice.items()}

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from inference.models.checkpoints import average_into, load_into, load_tensors, save_tensors, with_prefix
 from inference.training.build import build_stage
+from inference.training.recipe import load_recipe
 from inference.training.stages import Phase, Stage
 
 log = logging.getLogger("train")
@@ -36,9 +36,10 @@ class Run:
         self.recipe = recipe
         self.out = out
         self.phases = [Phase(**phase) for phase in recipe["phase"]]
-        self.trained = [p for p in stage.module.parameters() if p.requires_grad]
+        groups = parameter_groups(stage.module, recipe.get("trunk_share", 1.0))
+        self.trained = [parameter for group in groups for parameter in group["params"]]
         self.optimiser = torch.optim.AdamW(
-            self.trained, lr=recipe["lr"], betas=tuple(recipe["betas"]), weight_decay=recipe["weight_decay"]
+            groups, lr=recipe["lr"], betas=tuple(recipe["betas"]), weight_decay=recipe["weight_decay"]
         )
         self.average = {name: value.detach().clone() for name, value in stage.module.state_dict().items()}
         self.step = 0
@@ -70,7 +71,7 @@ class Run:
     def take_step(self) -> dict[str, float]:
         """One update; returns the losses."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.learning_rate() * group["share"]
         losses = self.stage.losses(self.phase)
         total = torch.stack(list(losses.values())).sum()
         total.backward()
@@ -119,6 +120,15 @@ class Run:
         self.stage.module.train()
         load_into(self.stage.module, current)
         return scores
+
+
+def parameter_groups(module: nn.Module, trunk_share: float) -> list[dict[str, Any]]:
+    """What is trained: trunks at `trunk_share` of the learning rate, the rest at all of it."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trunk = [p for name, p in trained if ".trunk." in name]
+    rest = [p for name, p in trained if ".trunk." not in name]
+    shares = ((rest, 1.0), (trunk, trunk_share))
+    return [{"params": params, "share": share} for params, share in shares if params]
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -196,7 +206,7 @@ def _report(run: Run, numbers: dict[str, float], images_per_s: float) -> None:
 def main() -> None:
     """Train one stage of one recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("segmenter", "lvlm", "joint", "tune"), required=True)
+    parser.add_argument("--stage", required=True, help="a section of the recipe, such as joint")
     for name in ("recipe", "data", "cache", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument(
@@ -206,7 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    recipe = tomllib.loads(options.recipe.read_text())
+    recipe = load_recipe(options.recipe)
     if "WORLD_SIZE" in os.environ:  # one process per core is twice as fast as one process with two threads
         peers.init_process_group("gloo")
         recipe["seed"] += peers.get_rank()

@@ -17,7 +17,7 @@ from tests.inference.runtime.tiny_package import train_tokenizer, write_package
 
 COMMANDS = {
     "serve", "scp", "web", "worker", "sweep", "migrate", "run", "make-dicom", "samples", "jobs", "fsck",
-    "models", "doctor", "bench", "echo", "demo",
+    "rebuild-index", "check", "models", "doctor", "bench", "echo", "demo",
 }  # fmt: skip
 ML = ("onnxruntime", "tokenizers", "torch", "celery", "inference.runtime")
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +73,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert "Research use only" in capsys.readouterr().out.replace("\n", " ")
 
 
-@pytest.mark.parametrize("command", ["serve", "scp", "web", "sweep", "migrate", "jobs", "fsck"])
+@pytest.mark.parametrize(
+    "command", ["serve", "scp", "web", "sweep", "migrate", "jobs", "fsck", "rebuild-index"]
+)
 def test_a_command_with_state_asks_for_its_home(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DICOM_NODE_HOME", raising=False)
     with pytest.raises(SystemExit) as ended:
@@ -81,7 +83,9 @@ def test_a_command_with_state_asks_for_its_home(command: str, monkeypatch: pytes
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["serve", "scp", "web", "sweep", "migrate", "jobs", "fsck"])
+@pytest.mark.parametrize(
+    "command", ["serve", "scp", "web", "sweep", "migrate", "jobs", "fsck", "rebuild-index"]
+)
 def test_a_bad_configuration_is_one_sentence(command: str, tmp_path: Path, run: Run) -> None:
     config = tmp_path / "node.toml"
     config.write_text("[http]\nport = 'eighty'\n", encoding="utf-8")
@@ -101,13 +105,13 @@ def test_a_home_without_tables_says_what_to_do(command: str, tmp_path: Path, run
 
 def test_an_empty_node(home: Path, run: Run) -> None:
     assert json.loads(run("jobs", "--home", home, "--json")[1]) == []
-    assert json.loads(run("fsck", "--home", home, "--json")[1]) == {
+    report = json.loads(run("fsck", "--home", home, "--json")[1])
+    kinds = ("missing", "digest_mismatch", "unreadable", "orphans", "stale_incoming")
+    assert report == {
         "is_sound": True,
         "instances": 0,
-        "missing": [],
-        "digest_mismatch": [],
-        "orphans": [],
-        "stale_incoming": [],
+        "counts": dict.fromkeys(kinds, 0),
+        **{kind: [] for kind in kinds},
     }
     assert run("fsck", "--home", home)[0] == 0
 

@@ -9,12 +9,12 @@ from pydicom.uid import generate_uid
 from sqlalchemy import select, update
 
 from dicom_node.completion import complete_studies
-from dicom_node.receive import ReceiveLimits, Receiver
 from dicom_node.settings import NodeSettings, load_settings
 from storage.database import Database
 from storage.index import Origin, request_completion
 from storage.tables import Job, Study
 from tests.builders import make_ultrasound
+from tests.doors import make_receiver
 
 SENDER = Origin("DIMSE", "SCANNER")
 Receive = Callable[..., str]
@@ -29,7 +29,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeSettings:
 @pytest.fixture
 def receive(database: Database, files_root: Path) -> Receive:
     """A function that receives a data set and gives its study's UID."""
-    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+    receiver = make_receiver(database, files_root)
 
     def take(dataset: Dataset, origin: Origin = SENDER) -> str:
         file = io.BytesIO()

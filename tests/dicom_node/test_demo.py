@@ -17,6 +17,7 @@ from dicom_node import demo
 from dicom_node.demo import Progress, run_demo
 from dicom_node.demo_pacs import Arrival, open_pacs
 from dicom_node.demo_studies import DemoStudy, group, studies_at
+from dicom_node.dimse.calling import Caller
 from dicom_node.dimse.scu import echo, send_instances
 from dicom_node.make_dicom import BadImage
 from dicom_node.settings import load_settings
@@ -93,7 +94,7 @@ def test_the_pacs_keeps_what_it_gets_under_names_of_its_own(
     (path,) = write_datasets(tmp_path / "in", [make_ultrasound()])
     peer = PeerSettings(name="pacs", ae_title="DEMO_PACS", host="127.0.0.1", port=free_port())
     with open_pacs(tmp_path / "pacs", peer.port) as pacs:
-        echo(peer, "NODE")
+        echo(peer, Caller("NODE"))
         assert [status.status for status in send_instances([path], peer, "NODE")] == [0x0000]
         (arrival,) = pacs.arrivals()
     assert arrival.path == tmp_path / "pacs" / "OTHER-0001.dcm"

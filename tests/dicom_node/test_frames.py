@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,13 @@ from pydicom.pixels import compress
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from dicom_node.display import apply_window
-from dicom_node.frames import FrameLimits, NotSuitable, load_series
+from dicom_node.errors import ChildGone, InputUnreadable
+from dicom_node.frames import FrameLimits, NotSuitable, display_frames, load_series
+from dicom_node.limited import LimitedPool, Limits
 from tests import builders
 
 SIZE = (24, 32)
+EIO_FILE = Path("/proc/self/mem")  # nothing is mapped where it begins: it opens, and reading it is EIO
 MAX_BYTES = 50_000  # of a real file, to stay quick
 
 
@@ -295,3 +300,50 @@ def test_ybr_of_a_real_jpeg_becomes_rgb(shared_data: Path) -> None:
 
 def test_explicit_little_endian_is_what_builders_write() -> None:
     assert builders.make_ultrasound().file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+# ---- pixels are decoded in a limited child
+
+
+def test_frames_decoded_in_a_child_are_the_same(tmp_path: Path) -> None:
+    clip = builders.make_multiframe([builders.make_ellipse((40, 50), (20, 20), (8, 8 + n)) for n in range(3)])
+    paths = builders.write_datasets(tmp_path, [clip])
+    limits = Limits(memory_bytes=512 << 20, cpu_s=60, wall_s=120)
+    with LimitedPool(1, limits=limits) as pool:
+        there = load_series(paths, FrameLimits(), partial(pool.each, display_frames))
+    here = load_series(paths, FrameLimits())
+    pairs = zip(there.frames, here.frames, strict=True)
+    assert all((one.display == other.display).all() for one, other in pairs)
+
+
+def test_what_a_child_cannot_decode_is_named(tmp_path: Path) -> None:
+    dataset = builders.make_ultrasound()
+    dataset.PixelData = dataset.PixelData[:100]
+    paths = builders.write_datasets(tmp_path, [dataset])
+    with (
+        LimitedPool(1, limits=Limits(memory_bytes=512 << 20, cpu_s=60, wall_s=120)) as pool,
+        pytest.raises(NotSuitable, match="cannot be decoded: it failed with ValueError"),
+    ):
+        load_series(paths, FrameLimits(), partial(pool.each, display_frames))
+
+
+def test_a_child_that_somebody_killed_is_no_fault_of_the_images(tmp_path: Path) -> None:
+    def killed(path: str) -> Iterator[np.ndarray]:
+        raise ChildGone(path)
+        yield
+
+    paths = builders.write_datasets(tmp_path, [builders.make_ultrasound()])
+    with pytest.raises(ChildGone):
+        load_series(paths, FrameLimits(), killed)
+
+
+def test_a_file_that_the_disk_does_not_give_is_never_left_out(tmp_path: Path) -> None:
+    """RES-09: a result on the other images would look whole."""
+    paths = builders.write_datasets(tmp_path, builders.make_stack([np.zeros(SIZE, bool)] * 2))
+    with pytest.raises(InputUnreadable, match="EIO"):
+        load_series([*paths, EIO_FILE], FrameLimits())
+    with pytest.raises(InputUnreadable, match="EIO"):
+        load_series(paths, FrameLimits(), lambda _: display_frames(str(EIO_FILE)))
+    limits = Limits(memory_bytes=512 << 20, cpu_s=60, wall_s=120)
+    with LimitedPool(1, limits=limits) as pool, pytest.raises(InputUnreadable, match="EIO"):
+        load_series(paths, FrameLimits(), lambda _: pool.each(display_frames, str(EIO_FILE)))

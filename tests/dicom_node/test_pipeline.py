@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from dicom_node.analysis import analyse
 from dicom_node.frames import FrameLimits, load_series
-from dicom_node.pipeline import AnalysisRequest, Services, analyse, run_job, warm_up
-from dicom_node.receive import ReceiveLimits, Receiver
+from dicom_node.pipeline import Services, run_job, warm_up
+from dicom_node.reading import AnalysisRequest
 from inference.contract import Image, Prediction, Prompt
 from inference.errors import InputRejected, ModelNotFound
 from storage.database import Database
 from storage.errors import LeaseLost
+from storage.files import DiskFiles
 from storage.index import Origin, instances_of_study
 from storage.jobs import ClaimedJob, JobRequest, JobState, claim_job, create_job
 from storage.part10 import absolute
 from storage.worklist import list_deliveries, list_jobs
 from tests import builders
+from tests.doors import make_receiver
 from tests.stub_engine import StubPredictor
 
 SIZE = (60, 81)
@@ -61,16 +64,16 @@ def test_without_any_region_the_middle_frame_speaks(tmp_path: Path) -> None:
     stack = builders.make_stack(masks_of([0] * 5))
     result = analyse(builders.as_loaded(tmp_path, stack), builders.MaskPredictor(), AnalysisRequest(QUERY))
     assert result.findings.key.source.SOPInstanceUID == stack[2].SOPInstanceUID
-    assert result.segmentation is None
+    assert result.segmentations == ()
 
 
 def test_every_frame_has_its_own_mask(tmp_path: Path) -> None:
     masks = masks_of([4, 0, 8, 7, 12, 3, 5, 9, 10, 11, 6, 4])
     stack = builders.make_stack(masks)
     result = analyse(builders.as_loaded(tmp_path, stack), Counting(), AnalysisRequest(QUERY))
-    assert result.segmentation is not None
-    assert result.segmentation.NumberOfFrames == 11
-    pixels = result.segmentation.pixel_array
+    assert len(result.segmentations) == 1
+    assert result.segmentations[0].NumberOfFrames == 11
+    pixels = result.segmentations[0].pixel_array
     wanted = [mask for mask in masks if mask.any()]
     assert all((got.astype(bool) == want).all() for got, want in zip(pixels, wanted, strict=True))
 
@@ -98,7 +101,7 @@ def test_specks_are_no_region(tmp_path: Path) -> None:
     speck[5, 5:8] = True
     source = builders.make_ultrasound(speck)
     result = analyse(builders.as_loaded(tmp_path, [source]), builders.MaskPredictor(), AnalysisRequest(QUERY))
-    assert result.segmentation is None
+    assert result.segmentations == ()
 
 
 def test_summary_is_json_and_complete(tmp_path: Path) -> None:
@@ -131,9 +134,11 @@ def test_warming_up_takes_the_first_segmentation_s_time() -> None:
 
 @pytest.fixture
 def services(database: Database, files_root: Path) -> Services:
-    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+    receiver = make_receiver(database, files_root)
     stub = builders.MaskPredictor()
-    return Services(database, receiver, files_root, lambda _name: stub, FrameLimits(), ("PACS", "ARCHIVE"))
+    return Services(
+        database, receiver, DiskFiles(files_root), lambda _name: stub, FrameLimits(), ("PACS", "ARCHIVE")
+    )
 
 
 def receive_and_claim(services: Services, datasets: Sequence[builders.Dataset]) -> ClaimedJob:
@@ -165,7 +170,7 @@ def own_results(services: Services, job: ClaimedJob) -> list[Path]:
         rows = [
             row for row in instances_of_study(tx, job.study_instance_uid) if row.origin_kind == "OWN RESULT"
         ]
-        return [absolute(services.files_root, row.path) for row in rows]
+        return [absolute(services.files.spool, row.path) for row in rows]
 
 
 def test_a_job_stores_results_and_queues_their_delivery(services: Services) -> None:
@@ -288,8 +293,8 @@ def test_results_of_real_files_are_valid(shared_data: Path, tmp_path: Path, name
     path = shared_data / "data" / "dicom" / name
     series = load_series([path], FrameLimits())
     result = analyse(series, Central(), AnalysisRequest(QUERY))
-    assert result.segmentation is not None
-    assert result.segmentation.NumberOfFrames == len(series.frames)
-    assert result.segmentation.PatientID == str(series.datasets[0].get("PatientID") or "")
+    assert len(result.segmentations) == 1
+    assert result.segmentations[0].NumberOfFrames == len(series.frames)
+    assert result.segmentations[0].PatientID == str(series.datasets[0].get("PatientID") or "")
     for dataset in result.datasets:
         assert builders.standard_errors(tmp_path, dataset) == []

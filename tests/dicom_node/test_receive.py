@@ -1,15 +1,19 @@
 """The one door in: what it takes, what it refuses and how, and what it leaves behind."""
 
+import errno
 import os
-import shutil
 import struct
 import zlib
-from collections import namedtuple
 from io import BytesIO
 
 import pytest
+from hypothesis import assume, given, settings, strategies
 from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -19,7 +23,7 @@ from pydicom.uid import (
 )
 from sqlalchemy import func, select
 
-from dicom_node import errors
+from dicom_node import errors, readiness
 from dicom_node.errors import (
     ConflictingInstance,
     IllegalUid,
@@ -33,8 +37,18 @@ from dicom_node.errors import (
     Unparseable,
 )
 from dicom_node.header import HeaderLimits
-from dicom_node.receive import ExpectedUids, ReceiveLimits, Receiver
-from storage.index import IndexResult, Origin, find_instance
+from dicom_node.receive import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    Announced,
+    ExpectedUids,
+    ReceiveLimits,
+    encode_meta,
+)
+from storage.errors import InstanceUnidentified
+from storage.index import IndexResult, Origin, find_instance, record_from_dataset
+from storage.part10 import StoredFile
+from storage.plain import KEYWORDS, read_plain
 from storage.tables import Conflict, Instance, Series, Study
 from tests.dicom_node.dimse.instances import (
     BASIC_TEXT_SR,
@@ -45,14 +59,15 @@ from tests.dicom_node.dimse.instances import (
     make_image,
     part10,
 )
+from tests.doors import make_receiver
 
 ORIGIN = Origin("IMPORT", "test")
-SMALL = ReceiveLimits(max_instance_bytes=10_000_000, min_free_bytes=0)
+SMALL = ReceiveLimits(max_instance_bytes=10_000_000)
 
 
 @pytest.fixture
 def receiver(database, files_root):
-    return Receiver(database, files_root, SMALL)
+    return make_receiver(database, files_root, SMALL)
 
 
 @pytest.fixture
@@ -254,9 +269,9 @@ def test_a_deflated_bomb_is_refused_without_the_memory_it_asks_for(database, fil
     head = data_set_bytes(part10(with_plain_meta(make_image())))
     bomb = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     deflated = bomb.compress(head) + bomb.compress(bytes(64 * 1024 * 1024)) + bomb.flush()
-    limits = ReceiveLimits(10_000_000, 0, HeaderLimits(max_inflated_bytes=32 * 1024 * 1024))
+    limits = ReceiveLimits(10_000_000, HeaderLimits(max_inflated_bytes=32 * 1024 * 1024))
     with pytest.raises((InstanceTooLarge, Unparseable)):
-        Receiver(database, files_root, limits).receive_data_set(deflated, meta_of(image), ORIGIN)
+        make_receiver(database, files_root, limits).receive_data_set(deflated, meta_of(image), ORIGIN)
     assert len(deflated) < 200_000
 
 
@@ -336,28 +351,91 @@ def test_large_values_that_are_not_pixels_are_taken(receiver, stored_file):
 
 
 def test_an_instance_beyond_the_limit_is_refused(database, files_root):
-    receiver = Receiver(database, files_root, ReceiveLimits(max_instance_bytes=2000, min_free_bytes=0))
+    receiver = make_receiver(database, files_root, ReceiveLimits(max_instance_bytes=2000))
     with pytest.raises(InstanceTooLarge) as refusal:
         receiver.receive_part10(chunks(part10(make_image(rows=64, columns=64))), ORIGIN)
     assert refusal.value.http_status == 413
     assert left_behind(files_root) == []
 
 
-def test_the_disk_reserve_is_kept(database, files_root, monkeypatch):
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil's own
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(100, 99, 1))
-    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=2))
+def test_the_disk_reserve_is_kept(database, files_root):
+    receiver = make_receiver(database, files_root, hard_bytes=2**62)
     with pytest.raises(StorageExhausted) as refusal:
         receiver.receive_part10(chunks(part10(make_image())), ORIGIN)
     assert (refusal.value.dimse_status, refusal.value.http_status) == (0xA700, 507)
     assert refusal.value.is_retryable
 
 
+def test_a_failed_fsync_refuses_everything_until_a_restart(database, files_root, monkeypatch):
+    receiver, image = make_receiver(database, files_root), make_image()
+    monkeypatch.setattr(os, "fsync", refuse_fsync)
+    for _again in range(2):
+        with pytest.raises(StorageExhausted) as refusal:
+            receiver.receive_part10(chunks(part10(image)), ORIGIN)
+    monkeypatch.undo()
+    with pytest.raises(StorageExhausted, match="started again"):
+        receiver.receive_part10(chunks(part10(make_image())), ORIGIN)
+    assert refusal.value.dimse_status == 0xA700
+    assert [problem.reason for problem in readiness.problems(files_root.parent)] == ["fsync"]
+    with database.reading() as tx:
+        assert find_instance(tx, image.SOPInstanceUID) is None
+
+
+def refuse_fsync(_descriptor):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_meta_information_is_what_pydicom_would_write():
+    uids = ("1.2.840.10008.5.1.4.1.1.2", "1.2.3.4", "1.2.840.10008.1.2.1")
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = uids
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    written = DicomBytesIO(bytes(128) + b"DICM")
+    written.seek(132)
+    write_file_meta_info(written, meta)
+    assert encode_meta(Announced(*uids, ORIGIN)) == written.getvalue()
+
+
+@settings(max_examples=300)
+@given(
+    strategies.dictionaries(
+        strategies.sampled_from(KEYWORDS[1:]),  # pydicom warns of unknown character sets
+        strategies.text(strategies.characters(max_codepoint=127, exclude_characters="\0"), max_size=20),
+    )
+)
+def test_what_is_read_plainly_is_what_pydicom_reads(texts):
+    values, encoded = {}, b""
+    for keyword, text in texts.items():
+        tag, vr = tag_for_keyword(keyword), dictionary_VR(keyword)
+        value = text.encode("ascii")
+        value += b" " * (len(value) % 2)
+        if vr == "US":
+            value = value[:2].ljust(2, b"\1")
+        values[tag] = (vr.encode(), value)
+    for tag in sorted(values):
+        vr, value = values[tag]
+        encoded += struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+    plain = read_plain(values, {"TransferSyntaxUID": "1.2.840.10008.1.2.1"})
+    assume(plain is not None)
+    dataset = read_dataset(BytesIO(encoded), is_implicit_VR=False, is_little_endian=True)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    assert record_or_reason(plain) == record_or_reason(dataset)
+
+
+def record_or_reason(elements):
+    try:
+        return record_from_dataset(elements, StoredFile("objects/x", "0" * 64, 1), ORIGIN)
+    except InstanceUnidentified as error:
+        return str(error)
+
+
 def test_a_disk_that_cannot_be_written_is_a_retryable_refusal(database, tmp_path):
     blocked = tmp_path / "a file, not a folder"
     blocked.write_text("")
     with pytest.raises((StorageExhausted, IndexUnavailable)) as refusal:
-        Receiver(database, blocked, SMALL).receive_part10(chunks(part10(make_image())), ORIGIN)
+        make_receiver(database, blocked, SMALL).receive_part10(chunks(part10(make_image())), ORIGIN)
     assert refusal.value.dimse_status == 0xA700
 
 
@@ -366,7 +444,7 @@ def test_without_the_tables_nothing_is_acknowledged(tmp_path, files_root):
 
     empty = Database(f"sqlite:///{tmp_path / 'empty.sqlite'}")
     with pytest.raises(IndexUnavailable):
-        Receiver(empty, files_root, SMALL).receive_part10(chunks(part10(make_image())), ORIGIN)
+        make_receiver(empty, files_root, SMALL).receive_part10(chunks(part10(make_image())), ORIGIN)
     empty.close()
 
 
@@ -415,6 +493,18 @@ def test_an_own_result_that_comes_back_is_the_same_instance(receiver, database):
         receiver.receive_own_results(tx, [result], "job1")
     returned = receiver.receive_data_set(data_set_bytes(part10(result)), meta_of(result), ORIGIN)
     assert returned.result is IndexResult.DUPLICATE
+
+
+def test_a_result_that_was_there_before_its_job_is_the_jobs_own(receiver, database):
+    """As after a rebuilt index, or when a PACS sends back what a lost database had stored."""
+    result = make_data_set(BASIC_TEXT_SR, Modality="SR")
+    first = receiver.receive_data_set(data_set_bytes(part10(result)), meta_of(result), ORIGIN)
+    assert first.result is IndexResult.NEW
+    with database.transaction() as tx:
+        receiver.receive_own_results(tx, [result], "job1")
+    with database.reading() as tx:
+        row = find_instance(tx, result.SOPInstanceUID)
+        assert (row.origin_kind, row.origin_detail) == ("OWN RESULT", "job1")
 
 
 def leaves(kind):

@@ -5,9 +5,10 @@ import numpy as np
 from PIL import Image
 from pydicom import dcmread
 
+from dicom_node.analysis import analyse
 from dicom_node.default_routes import DEFAULT_ROUTES
 from dicom_node.frames import FrameLimits
-from dicom_node.pipeline import AnalysisRequest, analyse
+from dicom_node.reading import AnalysisRequest
 from dicom_node.run_folder import RunOptions, run_paths
 from tests import builders
 
@@ -43,8 +44,8 @@ def test_objects_are_those_of_the_pipeline(tmp_path: Path) -> None:
     files = summary["files"]
     assert isinstance(files, dict)
     assert Path(files["sr"]).read_bytes() == builders.part10(same.report)
-    assert same.segmentation is not None
-    assert Path(files["seg"]).read_bytes() == builders.part10(same.segmentation)
+    assert len(same.segmentations) == 1
+    assert Path(files["seg"]).read_bytes() == builders.part10(same.segmentations[0])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "001-key.png",
         "001-seg.dcm",

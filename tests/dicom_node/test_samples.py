@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from dicom_node.cine import cine_grid
 from dicom_node.frames import FrameLimits, load_series
 from dicom_node.samples import SAMPLES, SampleStudy, write_samples
+from dicom_node.ventricle import measure_ventricle
 from tests import builders
 
 
@@ -53,16 +55,25 @@ def test_the_blood_pool_shrinks_towards_the_apex_and_is_brighter_than_muscle(
     studies: list[SampleStudy],
 ) -> None:
     series = load_series(studies[1].paths, FrameLimits())
-    areas = [int(studies[1].true_masks[str(frame.source.SOPInstanceUID)].sum()) for frame in series.frames]
-    assert areas[0] > 5 * areas[-1]
-    assert len(series.frames) == 9
-    for frame in series.frames[:5]:
-        mask = studies[1].true_masks[str(frame.source.SOPInstanceUID)]
+    masks = [studies[1].true_masks[str(frame.source.SOPInstanceUID)] for frame in series.frames]
+    assert len(masks) == 18
+    assert masks[0].sum() > 1.3 * masks[15].sum()
+    for frame, mask in zip(series.frames, masks, strict=True):
         grey = frame.image[..., 0].astype(float)
         ring = np.zeros_like(mask)
         for shift in ((7, 0), (-7, 0), (0, 7), (0, -7)):
             ring |= np.roll(mask, shift, (0, 1))
         assert grey[mask].mean() > 1.3 * grey[ring & ~mask].mean()
+
+
+def test_the_heart_beats_weakly(studies: list[SampleStudy]) -> None:
+    series = load_series(studies[1].paths, FrameLimits())
+    masks = [studies[1].true_masks[str(frame.source.SOPInstanceUID)] for frame in series.frames]
+    volumes = measure_ventricle(series.frames, masks, cine_grid(series.frames))
+    assert volumes.grid.phases == 3
+    assert (volumes.end_diastole, volumes.end_systole) == (0, 2)
+    assert volumes.end_diastolic_ml == pytest.approx(223, abs=5)
+    assert volumes.ejection_fraction == pytest.approx(27, abs=2)
 
 
 @pytest.mark.parametrize("place", [0, 2])

@@ -9,14 +9,24 @@ from pydicom.sr._concepts_dict import concepts
 from pydicom.sr.coding import Code
 
 from dicom_node import codes
-from dicom_node.pipeline import AnalysisRequest, Result, analyse
+from dicom_node.analysis import Result, analyse
+from dicom_node.reading import AnalysisRequest
 from inference.contract import Image, Prediction, Prompt
 from tests import builders
 
 SIZE = (60, 81)
 QUERY = "Outline the breast lesion in this ultrasound image. Is it benign or malignant?"
 # Codes that pydicom's dictionary does not hold; checked by hand against SNOMED CT and PS3.16.
-NOT_IN_PYDICOM = {"439401001", "72704001", "125605004", "113091000", "363680008", "C0034375", "{pixels}"}
+NOT_IN_PYDICOM = {
+    "439401001",
+    "72704001",
+    "125605004",
+    "113091000",
+    "363680008",
+    "C0034375",
+    "{pixels}",
+    "mL",
+}
 
 
 def result_of(folder: Path, datasets: list[Dataset], **answer: object) -> Result:
@@ -80,11 +90,11 @@ def test_region_is_a_closed_outline_on_the_key_frame(tmp_path: Path) -> None:
 def test_numbers_name_the_segmentation_they_come_from(tmp_path: Path) -> None:
     masks = [builders.make_ellipse(SIZE, (30, 40), (4 + 3 * n, 6 + 3 * n)) for n in (0, 2, 1)]
     result = result_of(tmp_path, builders.make_stack(masks))
-    assert result.segmentation is not None
+    assert len(result.segmentations) == 1
     for meaning, frames in (("Area", 2), ("Volume", None)):
         (item,) = items(result.report, meaning)
         source = item.ContentSequence[0].ReferencedSOPSequence[0]
-        assert source.ReferencedSOPInstanceUID == result.segmentation.SOPInstanceUID
+        assert source.ReferencedSOPInstanceUID == result.segmentations[0].SOPInstanceUID
         assert source.get("ReferencedFrameNumber") == frames
     assert number(result.report, "Volume")[1] == "cm3"
 
@@ -146,7 +156,7 @@ def test_without_a_region_the_report_is_all_there_is(tmp_path: Path) -> None:
     """OHIF 3.13 stops at a measurement group that has no coordinates, so there must be none."""
     empty = np.zeros(SIZE, bool)
     result = result_of(tmp_path / "in", [builders.make_ultrasound(empty)], diagnosis="no fracture")
-    assert result.segmentation is None
+    assert result.segmentations == ()
     assert result.outcome == "RESULT"
     assert items(result.report, "Imaging Measurements") == []
     (finding,) = items(result.report, "Fracture of bone")
@@ -209,7 +219,7 @@ def every_code(value: object) -> set[Code]:
 
 def test_codes_are_well_formed_and_agree_with_pydicom() -> None:
     known: dict[tuple[str, str], set[str]] = {}
-    for scheme in ("DCM", "SCT", "UCUM"):
+    for scheme in ("DCM", "SCT", "UCUM", "LN"):
         for entry in concepts[scheme].values():
             for value, (meaning, _) in entry.items():
                 plain = meaning.split(" (")[0]  # SNOMED CT's semantic tag is no part of the name
@@ -219,7 +229,7 @@ def test_codes_are_well_formed_and_agree_with_pydicom() -> None:
     for code in found:
         assert len(code.value) <= 16
         assert 0 < len(code.meaning) <= 64
-        assert code.scheme_designator in {"SCT", "DCM", "UCUM", "UMLS"}
+        assert code.scheme_designator in {"SCT", "DCM", "UCUM", "UMLS", "LN"}
         if code.scheme_designator == "SCT":
             assert verhoeff(code.value), code
         meanings = known.get((code.scheme_designator, code.value))

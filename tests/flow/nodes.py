@@ -213,3 +213,16 @@ def _answers(node: Node, *, is_ready: bool) -> bool:
     if not is_ready:
         return status == 503 and b"starting" not in body and b"being opened" not in body
     return status == 200 and node.pid("scp") != 0 and node.listens()
+
+
+@contextmanager
+def second_worker(node: Node) -> Iterator[None]:
+    """One more worker for jobs beside the node's own: it takes what seems to be nobody's."""
+    where = ["--home", str(node.home), "--config", str(node.config), "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "dicom_node", "worker", "run", *where]
+    started = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        started.terminate()
+        started.wait(timeout=60)

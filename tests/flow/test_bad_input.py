@@ -15,6 +15,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from dicom_node.dimse.calling import Caller
 from dicom_node.dimse.scu import echo
 from tests.builders import make_ellipse, make_ultrasound, write_datasets
 from tests.flow.nodes import REPOSITORY, Node, find_free_port, node_config, running_node, until, write_config
@@ -179,7 +180,7 @@ def test_a_tampered_model(tmp_path: Path, tiny_models: Path) -> None:
         (job,) = tampered.wait_for_jobs(1)
         assert (job["state"], job["outcome"]) == ("CANCELED", "FAILED")
         assert "mask_decoder.onnx" in job["reason"]
-        echo(tampered.peer, "SCANNER")
+        echo(tampered.peer, Caller("SCANNER"))
         worker = tampered.pid("worker-run")
         assert worker == tampered.pid("worker-run") != 0
         assert "mask_decoder.onnx" in tampered.command("models", status=1)

@@ -64,8 +64,13 @@ class Archive:
     def job(self, query: str = "Outline the lesion.", **changes: Any) -> str:
         """Schedule a job on the first series of the study, which is made when it is not there."""
         self.receive(make_dataset())
-        request = JobRequest(STUDY, 1, f"{STUDY}.1", "rule", "sim4seg-s", query, **changes)
         with self.db.transaction() as tx:
-            job_id = create_job(tx, request)
+            return self.job_in(tx, query, **changes)
+
+    @staticmethod
+    def job_in(tx: Transaction, query: str, **changes: Any) -> str:
+        """Schedule a job on the first series of a study that is there already."""
+        request = JobRequest(STUDY, 1, f"{STUDY}.1", "rule", "sim4seg-s", query, **changes)
+        job_id = create_job(tx, request)
         assert job_id is not None
         return job_id

@@ -51,21 +51,21 @@ def test_sqlite_commits_are_durable_and_constraints_are_kept(sqlite_url: str):
             "journal_mode", "synchronous", "foreign_keys", "busy_timeout",
         )}  # fmt: skip
     db.close()
-    assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 60000}
+    assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 15000}
 
 
 def test_postgresql_commits_are_durable(migrated_postgresql: str):
     db = Database(migrated_postgresql)
     with db.transaction() as tx:
         assert tx.scalar(text("SHOW synchronous_commit")) == "on"
-        assert tx.scalar(text("SHOW lock_timeout")) == "1min"
+        assert tx.scalar(text("SHOW lock_timeout")) == "15s"
     db.close()
 
 
 def test_a_row_without_its_parent_is_refused(db: Database):
     columns = {column.name: "" for column in Instance.__table__.columns}
     orphan = columns | {"size_bytes": 0, "received_at": 0.0, "rows": 1, "columns": 1}
-    orphan |= {"instance_number": 1, "number_of_frames": 1}
+    orphan |= {"instance_number": 1, "number_of_frames": 1, "retired_at": None}
     with pytest.raises(DatabaseRefused), db.transaction() as tx:
         tx.add(Instance(**orphan))
 

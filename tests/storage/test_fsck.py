@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from storage import fsck
+from storage.files import DiskFiles
 from storage.fsck import check
-from storage.index import find_instance
+from storage.index import find_instance, index_instance
 from tests.storage.builders import Archive, keep, make_dataset
 
 
@@ -23,7 +24,7 @@ def relative(archive: Archive, path: Path) -> str:
 
 
 def test_an_empty_archive_is_sound(archive: Archive):
-    report = check(archive.db, archive.files_root)
+    report = check(archive.db, DiskFiles(archive.files_root))
     assert (report.instances, report.is_sound) == (0, True)
 
 
@@ -31,7 +32,7 @@ def test_what_was_received_is_sound(archive: Archive, monkeypatch: pytest.Monkey
     monkeypatch.setattr(fsck, "_BATCH", 2)
     for sop in range(5):
         archive.receive(make_dataset(str(sop)))
-    report = check(archive.db, archive.files_root)
+    report = check(archive.db, DiskFiles(archive.files_root))
     assert report.instances == 5
     assert report.is_sound
     assert (report.missing, report.digest_mismatch, report.orphans) == ([], [], [])
@@ -42,7 +43,7 @@ def test_a_missing_file_is_found(archive: Archive):
     archive.receive(make_dataset("2"))
     lost = path_of(archive, "1")
     lost.unlink()
-    report = check(archive.db, archive.files_root)
+    report = check(archive.db, DiskFiles(archive.files_root))
     assert report.missing == [relative(archive, lost)]
     assert not report.is_sound
 
@@ -52,7 +53,7 @@ def test_changed_content_is_found(archive: Archive, content: bytes):
     archive.receive(make_dataset("1"), b"first")
     changed = path_of(archive, "1")
     changed.write_bytes(content)
-    report = check(archive.db, archive.files_root)
+    report = check(archive.db, DiskFiles(archive.files_root))
     assert report.digest_mismatch == [relative(archive, changed)]
     assert not report.is_sound
 
@@ -62,7 +63,7 @@ def test_a_file_that_no_row_refers_to_is_only_waste(archive: Archive):
     stored = keep(archive.files_root, b"written, but never indexed")
     stranger = archive.files_root / "objects" / "README"
     stranger.write_text("not ours")
-    report = check(archive.db, archive.files_root)
+    report = check(archive.db, DiskFiles(archive.files_root))
     assert report.orphans == sorted(["objects/README", stored.path])
     assert report.is_sound
 
@@ -70,11 +71,11 @@ def test_a_file_that_no_row_refers_to_is_only_waste(archive: Archive):
 def test_quarantined_content_is_no_orphan_and_is_checked_too(archive: Archive):
     archive.receive(make_dataset("1"), b"first")
     archive.receive(make_dataset("1"), b"second")
-    report = check(archive.db, archive.files_root)
+    report = check(archive.db, DiskFiles(archive.files_root))
     assert (report.orphans, report.is_sound) == ([], True)
     (second,) = [path for path in archive.files_root.rglob("*.dcm") if path.read_bytes() == b"second"]
     second.unlink()
-    assert check(archive.db, archive.files_root).missing == [relative(archive, second)]
+    assert check(archive.db, DiskFiles(archive.files_root)).missing == [relative(archive, second)]
 
 
 def test_an_incoming_file_is_stale_after_an_hour(archive: Archive):
@@ -84,4 +85,46 @@ def test_an_incoming_file_is_stale_after_an_hour(archive: Archive):
         path.write_bytes(b"half")
         written_at = path.stat().st_mtime - age_s
         os.utime(path, (written_at, written_at))
-    assert check(archive.db, archive.files_root).stale_incoming == ["incoming/old.part"]
+    assert check(archive.db, DiskFiles(archive.files_root)).stale_incoming == ["incoming/old.part"]
+
+
+def test_lists_are_bounded_and_counts_are_not(archive: Archive, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fsck, "_MAX_LISTED", 2)
+    for number in range(5):
+        keep(archive.files_root, b"orphan %d" % number)
+    report = check(archive.db, DiskFiles(archive.files_root))
+    assert (len(report.orphans), report.counts["orphans"]) == (2, 5)
+
+
+def test_a_file_that_the_disk_does_not_give_is_unreadable(archive: Archive):
+    archive.receive(make_dataset("1"))
+    path = path_of(archive, "1")
+    path.unlink()
+    path.symlink_to(archive.files_root / "elsewhere")  # opened with O_NOFOLLOW: ELOOP for everybody, root too
+    report = check(archive.db, DiskFiles(archive.files_root))
+    assert report.unreadable == [relative(archive, path)]
+    assert not report.is_sound
+
+
+def test_a_row_that_comes_while_we_look_makes_no_orphan(archive: Archive, monkeypatch: pytest.MonkeyPatch):
+    """The file is there before its row: a look between the two must not call it an orphan."""
+    record = archive.record(make_dataset("1"))
+    real = fsck.unreferenced
+
+    def look_then_commit(db, batch):
+        found = real(db, batch)
+        with archive.db.transaction() as tx:
+            index_instance(tx, record)
+        return found
+
+    monkeypatch.setattr(fsck, "unreferenced", look_then_commit)
+    assert check(archive.db, DiskFiles(archive.files_root)).orphans == []
+
+
+def test_progress_is_told(archive: Archive, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fsck, "_BATCH", 2)
+    for sop in range(5):
+        archive.receive(make_dataset(str(sop)))
+    told: list[tuple[str, int]] = []
+    check(archive.db, DiskFiles(archive.files_root), lambda what, count: told.append((what, count)))
+    assert told == [("rows", 2), ("rows", 4), ("files", 2), ("files", 4), ("files", 5)]

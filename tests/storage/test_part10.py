@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from storage.errors import InstanceMissing, NotDurable, PathRefused, StorageFull, StorageUnavailable
-from storage.part10 import absolute, discard_stale, new_incoming, open_file, stale_incoming
+from storage.files import DiskFiles
+from storage.part10 import absolute, discard_stale, keep_all, new_incoming, open_file, stale_incoming
 from tests.storage.builders import keep
 
 CONTENT = b"\0" * 128 + b"DICM and a data set"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-OBJECT = f"objects/{SHA256[:2]}/{SHA256[2:4]}/{SHA256}.dcm"
+OBJECT = f"objects/{SHA256[:2]}/{SHA256}.dcm"
+EARLIER_OBJECT = f"objects/{SHA256[:2]}/{SHA256[2:4]}/{SHA256}.dcm"
 
 
 def files_below(folder: Path) -> list[str]:
@@ -88,25 +90,68 @@ def test_a_kept_file_lies_at_its_content_address(files_root: Path):
 def test_only_this_user_may_read_files_and_folders(files_root: Path):
     path = absolute(files_root, keep(files_root, CONTENT).path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert {stat.S_IMODE(folder.stat().st_mode) for folder in list(path.parents)[:3]} == {0o700}
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in list(path.parents)[:2]} == {0o700}
 
 
 def test_the_order_survives_a_power_cut_at_any_point(files_root: Path, calls: list[tuple[str, str]]):
     keep(files_root, CONTENT)
-    first, second = SHA256[:2], SHA256[2:4]
+    folder = f"objects/{SHA256[:2]}"
     assert calls == [
         ("mkdir", "incoming"),
         ("fsync", "."),
         ("fsync", "a .part file"),
         ("mkdir", "objects"),
         ("fsync", "."),
-        ("mkdir", f"objects/{first}"),
+        *(("mkdir", f"objects/{number:02x}") for number in range(256)),
         ("fsync", "objects"),
-        ("mkdir", f"objects/{first}/{second}"),
-        ("fsync", f"objects/{first}"),
         ("rename", OBJECT),
-        ("fsync", f"objects/{first}/{second}"),
+        ("fsync", folder),
     ]
+
+
+def test_files_kept_together_share_the_fsync_of_their_folder(files_root: Path, calls: list[tuple[str, str]]):
+    contents = [
+        content
+        for number in range(2000)
+        if is_beside(content := CONTENT + bytes([number % 256, number >> 8]))
+    ]
+    assert len(contents) > 1
+    keep(files_root, CONTENT)
+    calls.clear()
+    incoming = [new_incoming(files_root) for _ in contents]
+    for each, content in zip(incoming, contents, strict=True):
+        each.write(content)
+    stored = keep_all(files_root, incoming)
+    assert [absolute(files_root, each.path).read_bytes() for each in stored] == contents
+    kinds = [kind for kind, _name in calls]
+    assert kinds == ["fsync"] * len(contents) + ["rename"] * len(contents) + ["fsync"]
+    assert calls[-1] == ("fsync", f"objects/{SHA256[:2]}")
+
+
+def is_beside(content: bytes) -> bool:
+    return hashlib.sha256(content).hexdigest()[:2] == SHA256[:2]
+
+
+def test_one_of_several_that_cannot_be_kept_takes_none_with_it_by_halves(
+    files_root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    incoming = [new_incoming(files_root) for _ in range(3)]
+    for number, each in enumerate(incoming):
+        each.write(CONTENT + bytes([number]))
+    failing(monkeypatch, "fsync", errno.EIO, is_part)
+    with pytest.raises(NotDurable):
+        keep_all(files_root, incoming)
+    assert files_below(files_root) == []
+
+
+def test_a_file_of_an_earlier_version_is_found_one_folder_deeper(files_root: Path):
+    path = absolute(files_root, EARLIER_OBJECT)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    with open_file(files_root, EARLIER_OBJECT) as file:
+        assert file.read() == CONTENT
+    (found,) = DiskFiles(files_root).walk()
+    assert found.path == EARLIER_OBJECT
 
 
 def test_known_folders_are_not_fsynced_again(files_root: Path, calls: list[tuple[str, str]]):

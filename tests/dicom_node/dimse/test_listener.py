@@ -1,10 +1,10 @@
 """Real senders against the listener: what arrives, what is refused, and what does not stop it."""
 
-import contextlib
 import os
 import socket
 import subprocess
 import time
+from argparse import Namespace
 from io import BytesIO
 
 import pytest
@@ -20,7 +20,6 @@ from pydicom.uid import (
 from pynetdicom import AE, build_context
 
 from dicom_node.dimse.scu import send_instances
-from dicom_node.receive import ReceiveLimits, Receiver
 from tests.dicom_node.dimse.instances import (
     BASIC_TEXT_SR,
     COMPRESSED,
@@ -36,8 +35,10 @@ from tests.dicom_node.dimse.instances import (
     save,
     with_meta,
 )
+from tests.doors import make_receiver
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+PERFORMED_STEP = "1.2.840.10008.3.1.2.3.3"  # MPPS, a service that nobody here offers
 PRIVATE_CLASS = "1.3.12.2.1107.5.9.1"
 VERIFICATION = "1.2.840.10008.1.1"
 TO_US = ("-aec", "SIM4SEG")
@@ -46,6 +47,7 @@ TO_US = ("-aec", "SIM4SEG")
 class ToUs:
     ae_title = "SIM4SEG"
     host = "127.0.0.1"
+    tls = False
 
     def __init__(self, port):
         self.port = port
@@ -154,9 +156,7 @@ def test_high_throughput_jpeg_2000_is_kept_as_received(listen, stored, tmp_path)
 
 
 def test_other_services_are_not_offered(listen):
-    association = associate(
-        listen(), build_context("1.2.840.10008.5.1.4.1.2.2.1"), build_context(VERIFICATION)
-    )
+    association = associate(listen(), build_context(PERFORMED_STEP), build_context(VERIFICATION))
     accepted = [context.abstract_syntax for context in association.accepted_contexts]
     association.release()
     assert accepted == [VERIFICATION]
@@ -231,8 +231,10 @@ def test_health_probes_and_silent_peers_take_no_place(listen):
 def test_what_is_no_association_request_is_closed_at_once(listen, opening):
     with socket.create_connection(("127.0.0.1", listen(acse_timeout_s=30)), timeout=5) as peer:
         peer.sendall(opening)
-        with contextlib.suppress(ConnectionResetError):
-            assert peer.recv(1) == b""
+        answer = peer.recv(100)
+        assert answer[:6] == b"\x07\x00\x00\x00\x00\x04"
+        assert answer[8] == 2  # by the service provider
+        assert peer.recv(1) == b""
 
 
 def test_a_silent_peer_is_given_up_after_the_timeout(listen):
@@ -283,18 +285,33 @@ def test_a_truncated_file_is_refused_and_the_node_goes_on(listen, tmp_path, rows
     assert echo(port) == 0
 
 
-def test_a_full_disk_is_a700(listen, database, files_root):
-    full = Receiver(database, files_root, ReceiveLimits(min_free_bytes=2**62))
-    assert store(listen(full), make_image()).Status == 0xA700
+def test_a_full_disk_is_a700_and_what_comes_after_it_goes_on(listen, database, files_root, monkeypatch):
+    full = make_receiver(database, files_root, hard_bytes=1)
+    image = make_image()
+    association = associate(listen(full), build_context(CT, ExplicitVRLittleEndian))
+    monkeypatch.setattr(os, "statvfs", lambda _root: Namespace(f_bavail=0, f_frsize=4096))
+    wait_until(full.pressure.hard_problem)
+    assert association.send_c_store(image).Status == 0xA700
+    monkeypatch.undo()
+    wait_until(lambda: full.pressure.hard_problem() is None)
+    assert association.send_c_store(image).Status == 0x0000
+    association.release()
+
+
+def test_little_disk_refuses_new_associations_politely(listen, database, files_root):
+    port = listen(make_receiver(database, files_root, hard_bytes=2**62))
+    association = associate(port, build_context(VERIFICATION))
+    primitive = association.acceptor.primitive
+    assert (primitive.result, primitive.result_source, primitive.diagnostic) == (2, 3, 1)
 
 
 @pytest.mark.parametrize("sop_class", [CT, PRIVATE_CLASS])
-def test_a_fault_of_ours_is_0110_and_shows_nothing(listen, sop_class, caplog):
-    class Broken:
-        def receive_data_set(self, *_arguments):
-            raise ZeroDivisionError("Müller")
+def test_a_fault_of_ours_is_0110_and_shows_nothing(listen, receiver, sop_class, caplog, monkeypatch):
+    def fail(*_arguments):
+        raise ZeroDivisionError("Müller")
 
-    port = listen(Broken())
+    monkeypatch.setattr(receiver, "commit", fail)
+    port = listen()
     answer = store(port, make_data_set(sop_class))
     assert answer.Status == 0x0110
     assert "Müller" not in answer.ErrorComment

@@ -9,6 +9,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from dicom_node.dimse.calling import Caller
 from dicom_node.dimse.scu import echo, send_instances
 from dicom_node.errors import AssociationRejected, PeerUnreachable
 from tests.dicom_node.dimse.instances import (
@@ -25,9 +26,13 @@ from tests.dicom_node.dimse.instances import (
 refused_connection = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+US = Caller("SIM4SEG")
+
+
 class Peer:
     ae_title = "PACS"
     host = "127.0.0.1"
+    tls = False
 
     def __init__(self, port):
         self.port = port
@@ -101,7 +106,7 @@ def test_sends_files_byte_for_byte_to_dcmtk(storescp, tmp_path):
 
 def test_echo_reaches_dcmtk(storescp):
     pacs, _folder = storescp
-    echo(pacs, "SIM4SEG")
+    echo(pacs, US)
 
 
 def test_more_than_128_kinds_take_more_than_one_association(peer, tmp_path):
@@ -125,14 +130,14 @@ def test_a_peer_that_takes_nothing_of_it_is_not_asked_again(peer, tmp_path):
     assert status.status == 0x0122
     assert not status.is_retryable
     with pytest.raises(AssociationRejected, match="C-ECHO"):
-        echo(pacs, "SIM4SEG")
+        echo(pacs, US)
 
 
 def test_each_status_is_told_apart(peer, tmp_path):
     pacs = peer(0x0000, 0xB000, 0xA700, 0x0111)
     statuses = send_instances([save(make_image(), tmp_path) for _image in range(4)], pacs, "SIM4SEG")
     assert [status.status for status in statuses] == [0x0000, 0xB000, 0xA700, 0x0111]
-    assert [status.is_delivered for status in statuses] == [True, True, False, False]
+    assert [status.is_delivered for status in statuses] == [True, True, False, True]  # 0x0111: it is there
     assert [status.is_retryable for status in statuses] == [False, False, True, False]
 
 
@@ -153,10 +158,11 @@ def test_nobody_there_is_retryable(free_port, tmp_path):
     assert "no association" in status.detail
 
 
-def test_a_peer_that_does_not_know_us_is_retryable_and_says_what_to_do(peer, tmp_path):
+def test_a_peer_that_does_not_know_us_needs_a_person_and_says_what_to_do(peer, tmp_path):
     pacs = peer(require_calling_aet=["SOMEONE"])
     (status,) = send_instances([save(make_image(), tmp_path)], pacs, "SIM4SEG")
-    assert status.is_retryable
+    assert str(status.answer) == "RJ 01/01/03"
+    assert not status.is_retryable
     assert "registered" in status.detail
 
 
@@ -171,7 +177,7 @@ def test_a_peer_that_breaks_off_fails_the_rest_retryably(peer, tmp_path):
 @refused_connection
 def test_echo_tells_who_does_not_answer_and_who_refuses(peer, free_port):
     with pytest.raises(PeerUnreachable) as nobody:
-        echo(Peer(free_port()), "SIM4SEG")
+        echo(Peer(free_port()), US)
     assert nobody.value.advice
     with pytest.raises(AssociationRejected):
-        echo(peer(require_calling_aet=["SOMEONE"]), "SIM4SEG")
+        echo(peer(require_calling_aet=["SOMEONE"]), US)

@@ -6,12 +6,12 @@ import time
 import anyio
 import httpx
 import pytest
-import uvicorn
 
-from dicom_node.receive import ReceiveLimits, Receiver
 from dicom_node.web.app import build_app
+from dicom_node.web.processes import listening_socket, server_of
 from storage.index import Origin, find_instance
 from tests.dicom_node.dimse.instances import make_settings, part10
+from tests.doors import make_receiver
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def sections():
 
 @pytest.fixture
 def app(tmp_path, database_url, database, files_root, sections):
-    return build_app(make_settings(tmp_path, database_url, files_root, **sections), database)
+    built = build_app(make_settings(tmp_path, database_url, files_root, **sections), database)
+    yield built
+    built.state.services.close()
 
 
 class Client:
@@ -54,10 +56,11 @@ def client(app):
 
 @pytest.fixture
 def server(app, free_port):
-    """The app behind uvicorn; gives its port."""
+    """The app behind uvicorn, as a process of `dicom-node web` runs it; gives its port."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = server_of(app)
+    listening = listening_socket("127.0.0.1", port)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
     while not server.started:
@@ -66,12 +69,13 @@ def server(app, free_port):
     yield port
     server.should_exit = True
     thread.join(20)
+    listening.close()
 
 
 @pytest.fixture
 def keep(database, files_root):
     """A function that stores data sets by the door and returns the first's address."""
-    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+    receiver = make_receiver(database, files_root)
 
     def store(*datasets):
         for dataset in datasets:

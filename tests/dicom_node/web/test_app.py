@@ -45,10 +45,10 @@ def test_many_ranges_cost_nothing(client):
 
 
 def test_a_fault_of_ours_is_500_without_details(app, client, monkeypatch, caplog):
-    def fail(_tx, _query):
+    def fail(_request, _matchers):
         raise ZeroDivisionError("Müller")
 
-    monkeypatch.setattr(qido, "search_studies", fail)
+    monkeypatch.setattr(qido, "read_query", fail)
     answer = client.get("/dicom-web/studies")
     assert answer.status_code == 500
     assert set(answer.json()) == {"error", "advice"}

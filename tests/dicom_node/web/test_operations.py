@@ -5,11 +5,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from dicom_node import readiness
-from dicom_node.receive import ReceiveLimits, Receiver
-from storage.deliveries import DeliveryState, claim_delivery, finish_delivery, queue_delivery
+from storage.deliveries import DeliveryState, Settled, claim_delivery, finish_delivery, queue_delivery
 from storage.index import mark_complete, record_outcome
 from storage.jobs import JobRequest, cancel_job, claim_job, complete_job, create_job
 from tests.dicom_node.dimse.instances import SEGMENTATION, make_data_set, make_image
+from tests.doors import make_receiver
 
 
 @pytest.fixture
@@ -29,7 +29,13 @@ def studies(keep, database):
         cancel_job(tx, job_id, job.fence, "FAILED", "the model file <is> damaged")
         delivery = queue_delivery(tx, str(failed.SOPInstanceUID), "PACS", job_id)
         claimed = claim_delivery(tx, delivery, "worker-2", 30)
-        finish_delivery(tx, delivery, claimed.fence, DeliveryState.FAILED, "0x0122", detail="not taken")
+        finish_delivery(
+            tx,
+            delivery,
+            claimed.fence,
+            DeliveryState.FAILED,
+            Settled("0x0122", "not taken", "Have <it> set up."),
+        )
     return images, job_id
 
 
@@ -166,6 +172,7 @@ def test_the_page_is_inert_and_readable(client, studies):
     assert "script" not in answer.headers["content-security-policy"]
     assert "the model file &lt;is&gt; damaged" in answer.text
     assert "breast &lt;b&gt;" in answer.text
+    assert "<td>0x0122</td><td>1</td><td>Have &lt;it&gt; set up.</td>" in answer.text
     assert f"/viewer?StudyInstanceUIDs={failed.StudyInstanceUID}" in answer.text
     assert "Research use only" in answer.text
     assert client.get("/operator/style.css").headers["content-type"].startswith("text/css")
@@ -178,7 +185,7 @@ def result(keep, database, files_root):
     keep(image)
     study = str(image.StudyInstanceUID)
     segmentation = make_data_set(SEGMENTATION, StudyInstanceUID=study, Modality="SEG")
-    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+    receiver = make_receiver(database, files_root)
     with database.transaction() as tx:
         job = claim_job(tx, create_job(tx, request_for(image, "breast")), "worker-1", 30, 3)
         (seg,) = receiver.receive_own_results(tx, [segmentation], job.job_id)

@@ -188,3 +188,60 @@ def test_an_unknown_study_is_404_and_a_bad_uid_400(client, study):
     assert client.get(f"{STUDIES}/1.2.3/series", JSON).status_code == 404
     assert client.get(f"{STUDIES}/abc/series", JSON).status_code == 400
     assert client.get(f"{STUDIES}/{'1' * 65}/series", JSON).status_code == 400
+
+
+def answer_of(client, address):
+    answer = client.get(address, JSON)
+    assert answer.status_code == 200, answer.text
+    return answer, [value for name, value in answer.headers.multi_items() if name == "warning"]
+
+
+def test_what_is_left_out_is_said_and_how_many_there_are(client, study, other):
+    answer, warnings = answer_of(client, f"{STUDIES}?limit=1")
+    assert answer.headers["x-total-count"] == "2"
+    assert warnings == ['299 dicom-node: "There are 1 additional results that can be requested"']
+    answer, warnings = answer_of(client, f"{STUDIES}?limit=1&offset=1")
+    assert (answer.headers["x-total-count"], warnings) == ("2", [])
+    answer, warnings = answer_of(client, f"{STUDIES}?limit=5&offset=7")
+    assert (answer.json(), answer.headers["x-total-count"]) == ([], "2")
+    answer, _warnings = answer_of(client, f"/dicom-web/instances?limit=0&PatientID={study.PatientID}")
+    assert (answer.json(), answer.headers["x-total-count"]) == ([], "3")
+
+
+def test_what_was_not_used_is_named_without_its_value(client, study):
+    _answer, warnings = answer_of(
+        client, f"{STUDIES}?KVP=120&x%0d%0aSet-Cookie:y=1&Rows=8&PatientID={study.PatientID}"
+    )
+    assert len(warnings) == 1
+    assert "KVP" in warnings[0]
+    assert "Rows" in warnings[0]  # an attribute of instances, not of studies
+    assert "120" not in warnings[0]
+    assert "Cookie" not in warnings[0]
+
+
+@pytest.mark.parametrize("field", ["PixelSpacing", "00280030", "all"])
+def test_attributes_beyond_the_index_when_they_are_asked_for(client, study, field):
+    series = f"{STUDIES}/{study.StudyInstanceUID}/series/{study.SeriesInstanceUID}"
+    without = found(client, f"{series}/instances")[0]
+    assert "00280030" not in without
+    item = found(client, f"{series}/instances?includefield={field}")[0]
+    assert item["00280030"]["Value"] == [0.5, 0.25]
+    assert set(without) <= set(item)
+
+
+def test_all_means_the_attributes_of_the_level(client, study):
+    (item,) = found(client, f"{STUDIES}?includefield=all&StudyInstanceUID={study.StudyInstanceUID}")
+    assert "00280030" not in item
+    assert "00080060" not in item
+    assert item["00100020"]["Value"] == [study.PatientID]
+    series = found(client, f"{STUDIES}/{study.StudyInstanceUID}/series?includefield=all")[0]
+    assert "00080060" in series
+    assert "00280030" not in series
+
+
+def test_the_same_search_again_with_other_values_is_another_answer(client, study, other):
+    """Searches with exact values share one compiled statement."""
+    for image in (study, other, study):
+        assert uids(found(client, f"{STUDIES}?PatientID={image.PatientID.replace('%', '%25')}")) == [
+            image.StudyInstanceUID
+        ]

@@ -111,7 +111,7 @@ def test_the_same_again_is_a_success(client):
     ("content_type", "status"),
     [
         ("text/plain", 415),
-        ('multipart/related; type="application/dicom+json"; boundary=x', 415),
+        ('multipart/related; type="application/dicom+xml"; boundary=x', 415),
         ("application/dicom+xml", 415),
         ("", 400),
         ("nonsense", 415),

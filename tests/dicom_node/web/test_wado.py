@@ -27,6 +27,7 @@ from tests.dicom_node.dimse.instances import (
     part10,
 )
 from tests.dicom_node.web.ohif import FRAMES, FRAMES_QUOTED, JSON, PART10, decode, extract_frame
+from tests.doors import make_receiver
 
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 DECODED = 'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.1'
@@ -405,10 +406,9 @@ def test_a_report_has_no_picture(client, keep):
 @pytest.mark.shared
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_frames_of_real_files_are_what_pydicom_decodes(client, database, files_root, shared_data, keep):
-    from dicom_node.receive import ReceiveLimits, Receiver
     from storage.index import Origin
 
-    receiver = Receiver(database, files_root, ReceiveLimits(min_free_bytes=0))
+    receiver = make_receiver(database, files_root)
     folder = shared_data / "data" / "dicom"
     names = [
         "cornerstone3D/testImages/CTImage.dcm_JPEGLSLosslessTransferSyntax_1.2.840.10008.1.2.4.80.dcm",

@@ -10,12 +10,13 @@ import onnxruntime
 import pytest
 import torch
 
-from inference.datasets.m3ds import load_records
-from inference.export.graphs import MaskDecoderGraph
+from inference.datasets.folder import load_cases
+from inference.export.graphs import ExportSpec, MaskDecoderGraph
 from inference.export.package import write_manifest
-from inference.export.parity import ParityError, Tolerance, check, export_checked, relative_error
-from inference.export.to_onnx import ExportSpec, export_model
+from inference.export.parity import ParityError, Terms, Tolerance, check, export_checked, relative_error
+from inference.export.to_onnx import export_model
 from inference.export.weights import shrink_weights
+from inference.models.lite_trunk import TrunkConfig
 from inference.models.lvlm import LanguageConfig, TinyTowerConfig
 from inference.models.sam import DecoderConfig
 from inference.models.sim4seg import Sim4Seg, Sim4SegConfig
@@ -24,10 +25,11 @@ from inference.runtime.model_repository import open_package
 from inference.settings import PACKAGES
 from tests.inference.datasets import tiny_data
 
+TRUNK = TrunkConfig(stem=8, widths=(8, 8, 8, 8, 16, 16, 16), depths=(1,) * 7, expand=2)
 TINY = Sim4SegConfig(
-    tower=TinyTowerConfig(widths=(8, 8, 16, 16), width=16, attention_blocks=1),
+    tower=TinyTowerConfig(TRUNK, width=16, attention_blocks=1),
     language=LanguageConfig(vocabulary=768, width=32, depth=2, heads=4, mlp_width=48),
-    encoder=TinyConfig(widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), attention_blocks=1, neck_width=16),
+    encoder=TinyConfig(TRUNK, attention_blocks=1, neck_width=16),
     decoder=DecoderConfig(mlp_width=64, mask_tokens=1, attention_downsample=4, activation=torch.nn.ReLU),
     im_start=3,
 )
@@ -135,11 +137,9 @@ def test_a_checked_export_opens_and_answers(tmp_path: Path) -> None:
     folder = tmp_path / "sim4seg-s"
     folder.mkdir()
     shutil.copy(PACKAGES / "sim4seg-s" / "tokenizer.json", folder)
-    records = [
-        record for record in load_records(tiny_data.write(tmp_path / "data")) if record.split == "val"
-    ][:1]
+    records = load_cases(tiny_data.write(tmp_path / "data") / "train")[:1]
     loose = Tolerance(relative_error=0.1, mask_dice=0, lowest_mask_dice=0, same_text=0, same_diagnosis=0)
-    report = export_checked(Sim4Seg(TINY), folder, records, version="1.2.3", int8=True, tolerance=loose)
+    report = export_checked(Sim4Seg(TINY), folder, records, Terms("1.2.3", True, loose))
     assert report["end_to_end"]["images"] == 1
     assert not (folder / "model.toml").exists()  # the caller adds cards first
     write_manifest(folder, "1.2.3")

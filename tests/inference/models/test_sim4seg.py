@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from inference.models.lite_trunk import TrunkConfig
 from inference.models.lvlm import LanguageConfig, TinyTowerConfig
 from inference.models.sam import DecoderConfig
 from inference.models.sim4seg import (
@@ -13,54 +12,50 @@ from inference.models.sim4seg import (
     SMALL,
     Sim4Seg,
     Sim4SegConfig,
-    crop_matrix,
     region_similarity,
     top_region,
 )
 from inference.models.tiny_sam import TinyConfig
+from inference.training.rvls2m_bench import closed_region, direct_region, maps_of
 
+TRUNK = TrunkConfig(stem=8, widths=(8, 8, 8, 8, 16, 16, 16), depths=(1,) * 7, expand=2)
 TINY = Sim4SegConfig(
-    tower=TinyTowerConfig(widths=(8, 8, 16, 16), width=16, attention_blocks=1),
+    tower=TinyTowerConfig(TRUNK, width=16, attention_blocks=1),
     language=LanguageConfig(vocabulary=40, width=32, depth=2, heads=4, mlp_width=48),
-    encoder=TinyConfig(widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), attention_blocks=1, neck_width=16),
+    encoder=TinyConfig(TRUNK, attention_blocks=1, neck_width=16),
     decoder=DecoderConfig(mlp_width=64, mask_tokens=1, attention_downsample=4),
     im_start=3,
 )
 SHAPES = [tuple(int(n) for n in np.random.default_rng(i).integers(64, 700, 2)) for i in range(36)]
 
 
-def the_long_way(tokens: Tensor, seg: Tensor, source_hw: tuple[int, int]) -> Tensor:
-    """Upsample, pad, resize to the image, place in the letterboxed square, average each cell."""
-    dots = (tokens @ seg).view(1, 1, 16, 16)
-    normal = (dots - dots.min()) / (dots.max() - dots.min())
-    height, width = source_hw
-    rendered = F.interpolate(normal, (336, 336), mode="bilinear", align_corners=False)
-    tall, wide = (max(336, round(336 * n / min(source_hw))) for n in source_hw)
-    top, left = (tall - 336) // 2, (wide - 336) // 2
-    padded = F.pad(rendered, (left, wide - 336 - left, top, tall - 336 - top))
-    image = F.interpolate(padded, source_hw, mode="bilinear", align_corners=False)[0, 0]
-    longest = max(source_hw)
-    square = torch.zeros(longest, longest)
-    square[:height, :width] = image
-    edges = [i * longest // 16 for i in range(17)]
-    return torch.stack(
-        [
-            torch.stack([square[edges[i] : edges[i + 1], edges[j] : edges[j + 1]].mean() for j in range(16)])
-            for i in range(16)
-        ]
-    )
-
-
 @pytest.mark.parametrize("source_hw", SHAPES)
 def test_closed_form_equals_the_long_way(source_hw: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(sum(source_hw))
     tokens, seg = torch.randn(256, 32, generator=generator), torch.randn(32, generator=generator)
-    maps = tuple(crop_matrix(n, min(source_hw), max(source_hw)) for n in source_hw)
+    similarity, region = closed_region(tokens, seg, maps_of(source_hw))
+    means, mask = direct_region(tokens, seg, source_hw)
+    torch.testing.assert_close(similarity, means, rtol=0, atol=2e-6)
+    assert torch.equal(region, mask[::16, ::16])
+    assert region.sum() == 36
+
+
+def test_both_ways_guard_a_constant_map() -> None:
+    tokens, seg = torch.ones(256, 8), torch.ones(8)
+    assert not direct_region(tokens, seg, (300, 200))[0].any()
+    assert not closed_region(tokens, seg, maps_of((300, 200)))[1].any()
+
+
+def test_several_seg_tokens_need_no_weights() -> None:
+    """CLIP-Surgery's weights of several text features are factors of whole maps: min-max undoes them."""
+    tokens, segs = torch.randn(1, 256, 8), torch.randn(3, 8)
     everywhere = torch.ones(1, 16, 16)
-    closed = region_similarity(tokens[None], seg[None], everywhere, (maps[0], maps[1]))
-    long = the_long_way(tokens, seg, source_hw)[None]
-    torch.testing.assert_close(closed, long, rtol=0, atol=2e-6)
-    assert torch.equal(top_region(closed, everywhere, 36), top_region(long, everywhere, 36))
+    chances = (2 * tokens[:, :1] @ segs.T).softmax(-1)
+    weights = (chances / chances.mean(-1, keepdim=True)).flatten()
+    plain = region_similarity(tokens, segs, everywhere, None)
+    weighted = region_similarity(tokens, segs * weights[:, None], everywhere, None)
+    torch.testing.assert_close(weighted, plain, rtol=1e-4, atol=1e-5)
+    assert torch.equal(top_region(weighted, everywhere, 36), top_region(plain, everywhere, 36))
 
 
 def test_the_letterboxed_map_is_normalised_over_the_image_only() -> None:

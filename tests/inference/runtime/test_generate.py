@@ -9,7 +9,7 @@ import pytest
 
 from inference.errors import OutputInvalid
 from inference.runtime.engine import TensorSpec
-from inference.runtime.generate import Answer, DecodingRules, generate, softmax
+from inference.runtime.generate import Answer, DecodingRules, Sampling, generate, generate_paths, softmax
 
 EOS, SEG, VOCABULARY = 2, 5, 12
 
@@ -47,6 +47,62 @@ class Reciter:
         self.run(feeds)
 
 
+@dataclass
+class Forker:
+    """Prefill and step whose every token is a toss between two, and then <eos>; batches count."""
+
+    name: str = "forker"
+    steps: list[int] = field(default_factory=list)
+    prefills: int = 0
+    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    outputs: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        is_step = "token_ids" in feeds
+        count = len(feeds["token_ids"]) if is_step else 1
+        length = feeds["past_keys"].shape[3] + 1 if is_step else 1
+        self.steps += [count] if is_step else []
+        self.prefills += not is_step
+        logits = np.full((count, VOCABULARY), -50, np.float32)
+        logits[:, [6, 7] if length < 6 else [EOS]] = 1
+        cache = np.zeros((1, count, 1, length, 1), np.float32)
+        names = ("past_keys", "past_values", "present_keys", "present_values")
+        return {
+            "logits": logits, "state_embedding": np.zeros((count, 4), np.float32),
+            "image_tokens": np.ones((9, 4), np.float32), **dict.fromkeys(names, cache),
+        }  # fmt: skip
+
+    def warm_up(self, feeds: Mapping[str, Any]) -> None:
+        self.run(feeds)
+
+
+def test_paths_share_the_first_pass_and_every_step() -> None:
+    forker = Forker()
+    samplings = [None, *(Sampling(seed=seed) for seed in range(5))]
+    rules = DecodingRules(EOS, SEG, 20)
+    paths = generate_paths(
+        forker, forker, {"pixels": np.zeros(1)}, rules=rules, clock=lambda: 0.0, samplings=samplings
+    )
+    assert forker.prefills == 1
+    assert forker.steps == [6] * 5
+    assert paths[0].token_ids == (6,) * 5  # greedy: the lower id of two equals
+    assert len({path.token_ids for path in paths}) > 3
+    assert all(path.is_ended and set(path.token_ids) <= {6, 7} for path in paths)
+    again = generate_paths(
+        forker, forker, {"pixels": np.zeros(1)}, rules=rules, clock=lambda: 0.0, samplings=samplings
+    )
+    assert [path.token_ids for path in again] == [path.token_ids for path in paths]
+
+
+def test_a_small_nucleus_is_greedy() -> None:
+    sampling = Sampling(temperature=1.0, top_p=0.01, seed=3)
+    forker, rules = Forker(), DecodingRules(EOS, SEG, 20)
+    (path,) = generate_paths(
+        forker, forker, {"pixels": np.zeros(1)}, rules=rules, clock=lambda: 0.0, samplings=[sampling]
+    )
+    assert path.token_ids == (6,) * 5
+
+
 def recite(
     script: list[int], *, rules: DecodingRules | None = None, spoil: str = ""
 ) -> tuple[Answer, Reciter]:
@@ -82,7 +138,7 @@ def test_each_step_gets_the_last_token_and_the_grown_cache() -> None:
 def test_the_seg_state_is_the_one_that_predicts_the_token() -> None:
     answer, _ = recite([6, 7, SEG, 8, SEG, EOS])
     assert answer.seg_embedding is not None
-    assert answer.seg_embedding.tolist() == [[2.0] * 4]  # of the third call; the second [SEG] changes nothing
+    assert answer.seg_embedding.tolist() == [[2.0] * 4, [4.0] * 4]  # of the third call and of the fifth
     assert answer.token_ids == (6, 7, SEG, 8, SEG)
 
 

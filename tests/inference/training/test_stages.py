@@ -10,12 +10,13 @@ from tokenizers import Tokenizer
 from inference.datasets.frames import open_frames
 from inference.datasets.m3ds import load_records
 from inference.datasets.sample import M3dsSampler, collate, frame_sample
+from inference.models.lite_trunk import TrunkConfig
 from inference.models.lvlm import LanguageConfig, TinyTowerConfig
 from inference.models.sam import DecoderConfig
 from inference.models.sim4seg import Sim4SegConfig
 from inference.models.tiny_sam import TinyConfig
 from inference.settings import PACKAGES
-from inference.training.build import start_from
+from inference.training.build import build_stage
 from inference.training.losses import LossWeights
 from inference.training.stages import (
     Bench,
@@ -24,15 +25,17 @@ from inference.training.stages import (
     Phase,
     SegmenterStage,
     simulate_region,
+    start_from,
     top_cells,
 )
 from inference.training.train import Run, train
 from tests.inference.datasets import tiny_data
 
+TRUNK = TrunkConfig(stem=8, widths=(8, 8, 8, 8, 16, 16, 16), depths=(1,) * 7, expand=2)
 TINY = Sim4SegConfig(
-    tower=TinyTowerConfig(widths=(8, 8, 16, 16), width=16, attention_blocks=1),
+    tower=TinyTowerConfig(TRUNK, width=16, attention_blocks=1),
     language=LanguageConfig(vocabulary=768, width=32, depth=1, heads=4, mlp_width=48),
-    encoder=TinyConfig(widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), attention_blocks=1, neck_width=16),
+    encoder=TinyConfig(TRUNK, attention_blocks=1, neck_width=16),
     decoder=DecoderConfig(mlp_width=64, mask_tokens=1, attention_downsample=4, activation=torch.nn.ReLU),
     im_start=3,
 )
@@ -75,7 +78,7 @@ def test_the_language_model_learns(bench: Bench, tmp_path: Path) -> None:
 
 def test_the_joint_stage_trains_what_the_paper_trains(bench: Bench, tmp_path: Path) -> None:
     stage = JointStage(bench, TINY)
-    stage.freeze_image_encoder()
+    stage.begin({"freeze_image_encoder": True}, [])
     before = {name: value.clone() for name, value in stage.learner.model.state_dict().items()}
     losses = losses_of(stage, tmp_path, 3)
     assert all(torch.isfinite(torch.tensor(losses)))
@@ -132,3 +135,8 @@ def test_weights_scale_their_losses(bench: Bench) -> None:
     losses = stage.losses(phase)
     assert losses["region"].item() == losses["label"].item() == 0
     assert losses["text"].item() > 0
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no stage 'tuen': it has $"):
+        build_stage("tuen", {"seed": 1}, tmp_path, tmp_path, [])

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from pydicom.uid import generate_uid
 
-from dicom_node.attempt import claim
+from dicom_node.attempt import claim_next
 from dicom_node.completion import complete_studies
 from dicom_node.joblist import list_jobs
 from dicom_node.pipeline import Services, run_job
-from dicom_node.predictors import Predictors
+from dicom_node.predictors import WorkerModels
 from dicom_node.samples import breast_ultrasound
+from dicom_node.services import open_decoders
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.tasks import job_services
 from inference.runtime.benchmark import print_report, run_benchmark
@@ -44,13 +45,16 @@ def bench_pipeline(settings: NodeSettings, model: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="dicom-node-bench-") as folder:
         bench_settings = _settings_in(Path(folder), settings, model)
         started = time.perf_counter()
-        predictors = Predictors(bench_settings)
-        version = predictors.open(model).version
+        models = WorkerModels(bench_settings)
+        version = models.open(model).version
         open_s = time.perf_counter() - started
         upgrade(bench_settings.storage.database_url)
         database = Database(bench_settings.storage.database_url)
-        services = job_services(bench_settings, database, predictors.open)
+        decoders = open_decoders(bench_settings)
+        services = job_services(bench_settings, database, models.open, decoders)
         measured = [_round(bench_settings, services) for _ in range(rounds + 1)][1:]  # the first warms up
+        models.close()
+        decoders.close()
         database.close()
     _print_table(measured, open_s)
     print(json.dumps(_figures(measured, model, version) | {"open_model_s": round(open_s, 3)}))
@@ -68,8 +72,8 @@ def _settings_in(folder: Path, settings: NodeSettings, model: str) -> NodeSettin
 def _round(settings: NodeSettings, services: Services) -> Round:
     job_id = _receive_one(settings, services)
     started = time.perf_counter()
-    job = claim(services.database, job_id, "bench", settings)
-    if job is None:
+    job = claim_next(services, "bench", settings)
+    if job is None or job.job_id != job_id:
         raise RuntimeError("the job of the benchmark was taken by somebody else")
     run_job(job, services)
     seconds = time.perf_counter() - started

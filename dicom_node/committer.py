@@ -1,0 +1,117 @@
+"""Group commit: instances that arrive at the same time share the fsync of their folder and one transaction.
+
+Whoever comes first commits for everybody who waits; the others sleep until their rows are durable. One
+sender alone commits at once, in its own thread: nothing is waited for, no thread is woken.
+"""
+
+import threading
+from dataclasses import dataclass, field
+
+from storage.database import Database
+from storage.errors import DatabaseRefused, StorageError, StorageUnavailable
+from storage.files import FileStore
+from storage.index import IndexResult, InstanceRecord, index_instances
+from storage.part10 import IncomingFile
+
+MAX_BATCH = 64  # instances in one transaction: others wait for the database meanwhile
+
+
+@dataclass
+class _Entry:
+    """One instance that waits to be committed, and what became of it."""
+
+    incoming: IncomingFile
+    record: InstanceRecord
+    wake: threading.Lock = field(default_factory=threading.Lock)
+    result: IndexResult | None = None
+    error: StorageError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
+class Committer:
+    """Makes files durable under their names and enters them into the index; shared by threads."""
+
+    def __init__(self, database: Database, files: FileStore) -> None:
+        self._writer = database.writer()
+        self._files = files
+        self._lock = threading.Lock()
+        self._waiting: list[_Entry] = []
+        self._is_busy = False
+
+    def commit(self, incoming: IncomingFile, record: InstanceRecord) -> IndexResult:
+        """Return once `incoming`, which is sealed, is durable and `record` is in the index.
+
+        Raises
+        ------
+        StorageError
+            If the disk or the database refuses; then nothing may be promised.
+        """
+        entry = _Entry(incoming, record)
+        entry.wake.acquire()
+        with self._lock:
+            self._waiting.append(entry)
+            is_first = not self._is_busy
+            self._is_busy = True
+        if not is_first:
+            entry.wake.acquire()  # until it is over, or until it is our turn to commit for all who wait
+        if not entry.is_over:
+            self._commit_waiting(entry)
+        if entry.error is not None:
+            raise entry.error
+        assert entry.result is not None  # noqa: S101 - no error, so there is a result
+        return entry.result
+
+    def _commit_waiting(self, own: _Entry) -> None:
+        with self._lock:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        try:
+            self._commit(batch)
+        finally:
+            with self._lock:
+                next_turn = self._waiting[0] if self._waiting else None
+                self._is_busy = next_turn is not None
+            for entry in batch:
+                if entry is not own:
+                    entry.error = entry.error if entry.is_over else StorageError("the commit broke off")
+                    entry.wake.release()
+            if next_turn is not None:
+                next_turn.wake.release()
+
+    def _commit(self, batch: list[_Entry]) -> None:
+        # Rows of several studies are always locked in this order, or two processes would wait for each other.
+        batch = sorted(batch, key=lambda entry: _lock_order(entry.record))
+        try:
+            self._files.keep_all([entry.incoming for entry in batch])
+            self._index(batch)
+        except DatabaseRefused as error:
+            self._index_one_by_one(batch, error)
+        except StorageError as error:
+            for entry in batch:
+                entry.error = error
+
+    def _index(self, batch: list[_Entry]) -> None:
+        with self._writer.transaction() as tx:
+            results = index_instances(tx, [entry.record for entry in batch])
+        for entry, result in zip(batch, results, strict=True):
+            if self._files.exists(entry.record.stored.path):
+                entry.result = result
+            else:  # retention removed the same bytes, of a study that went in this very moment
+                entry.error = StorageUnavailable("the file is gone again: send it once more")
+
+    def _index_one_by_one(self, batch: list[_Entry], error: DatabaseRefused) -> None:
+        """One that the database refuses does not take the others with it."""
+        if len(batch) == 1:
+            batch[0].error = error
+            return
+        for entry in batch:
+            try:
+                self._index([entry])
+            except StorageError as own_error:
+                entry.error = own_error
+
+
+def _lock_order(record: InstanceRecord) -> tuple[str, str, str]:
+    return record.study_instance_uid, record.series_instance_uid, record.sop_instance_uid

@@ -1,0 +1,31 @@
+"""What a calling AE may ask of us, by its AE title: those of its entry in `peers`, or what others may.
+
+An AE title is a name, no credential: rights keep honest machines apart. What keeps others out is TLS with
+client certificates, bound to AE titles (`tls.binds_ae_title`).
+
+Source: PS3.7 Annex C, status 0x0124 (refused: not authorized).
+"""
+
+from dicom_node.errors import NotAuthorised
+from dicom_node.settings import NodeSettings
+from dicom_node.settings_network import Destination, PeerSettings, Right
+
+
+def rights_of(settings: NodeSettings, calling_ae: str) -> frozenset[Right]:
+    """What the AE may ask."""
+    for peer in settings.peers:
+        if peer.ae_title == calling_ae.strip():
+            return frozenset(peer.may)
+    return frozenset(settings.dimse.others_may)
+
+
+def require_right(settings: NodeSettings, calling_ae: str, right: Right) -> None:
+    """Raise NotAuthorised unless the AE has the right."""
+    if right not in rights_of(settings, calling_ae):
+        raise NotAuthorised(f"{calling_ae.strip()} may not {right} here; see peers.may")
+
+
+def peer_of(settings: NodeSettings, ae_title: str) -> Destination | PeerSettings | None:
+    """The peer or destination with this AE title, None when the configuration has none."""
+    known: tuple[Destination | PeerSettings, ...] = (*settings.peers, *settings.destinations)
+    return next((peer for peer in known if peer.ae_title == ae_title.strip()), None)

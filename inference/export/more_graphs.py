@@ -1,0 +1,124 @@
+"""The graphs of PRS-Med and MedSeg-R packages, as modules whose inputs and outputs are the graphs'."""
+
+import torch
+from torch import Tensor, nn
+
+from inference.export.graphs import ExportSpec, ImageEncoderGraph
+from inference.models.medseg_r import PRIORS, MedSegR
+from inference.models.prs_med import PrsMed
+from inference.reports import PRIOR_TOKENS
+
+
+class PrsPrefillGraph(nn.Module):
+    """Image and question in; first logits, the cache, and the hidden sequence out."""
+
+    def __init__(self, model: PrsMed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """pixels (1, 3, S, S), text_ids (1, T) -> logits, keys, values, hidden_states (1, S, C)."""
+        _, prefix = self.model.embed_image(pixels)
+        sequence = torch.cat([prefix, self.model.embed_text(text_ids)], dim=1)
+        states, keys, values = self.model.language_model(sequence)
+        return self.model.language_model.lm_head(states[:, -1]), keys, values, states
+
+
+class PrsStepGraph(nn.Module):
+    """One token in, its logits and the longer cache out."""
+
+    def __init__(self, model: PrsMed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, token_ids: Tensor, past_keys: Tensor, past_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """token_ids (B, 1), cache (L, B, H, S, Dh) -> logits, keys, values."""
+        embedded = self.model.embed_text(token_ids)
+        states, keys, values = self.model.language_model(embedded, past_keys, past_values)
+        return self.model.language_model.lm_head(states[:, -1]), keys, values
+
+
+class FusionDecoderGraph(nn.Module):
+    """Image embedding and the hidden sequence of image and question -> mask logits and kind of image."""
+
+    def __init__(self, model: PrsMed) -> None:
+        super().__init__()
+        self.mask_decoder, self.modality_head = model.mask_decoder, model.modality_head
+
+    def forward(self, image_embedding: Tensor, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, 256, h, w), (1, T, C) -> logits (1, 1, S, S), kind_logits (1, modalities)."""
+        logits = self.mask_decoder(image_embedding, hidden_states, None)
+        return logits, self.modality_head(image_embedding.mean(dim=(2, 3)))
+
+
+class SegmenterGraph(nn.Module):
+    """MedSeg-R whole: pixels, priors and which modulations to keep in; mask, its IoU, kind of image out."""
+
+    def __init__(self, model: MedSegR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, prior_ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(1, 3, S, S), (1, 3, P), (3,) -> logits (1, 1, S, S), predicted IoU (1, 1), kind_logits."""
+        embedding = self.model.embed(pixels, prior_ids, kept)
+        logits, iou = self.model.draw(embedding)
+        return logits, iou, self.model.kind(embedding)
+
+
+def prs_med_specs(model: PrsMed, side: int = 256) -> dict[str, ExportSpec]:
+    """The four graphs of a PRS-Med package by file name. `model` must be in eval mode."""
+    language = model.config.language
+    pixels = torch.randn(1, 3, side, side)
+    cache = torch.randn(language.depth, 1, language.key_heads, 9, language.per_head)
+    with torch.no_grad():
+        embedding = model.image_encoder(pixels)
+    past, batch = {3: "past"}, {0: "batch"}
+    return {
+        "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
+        "language_prefill.onnx": ExportSpec(
+            PrsPrefillGraph(model),
+            {"pixels": pixels, "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
+            ("logits", "past_keys", "past_values", "hidden_states"),
+            {
+                "text_ids": {1: "text"},
+                "past_keys": past,
+                "past_values": past,
+                "hidden_states": {1: "sequence"},
+            },
+        ),
+        "language_step.onnx": ExportSpec(
+            PrsStepGraph(model),
+            {"token_ids": torch.tensor([[7]]), "past_keys": cache, "past_values": cache.clone()},
+            ("logits", "present_keys", "present_values"),
+            {
+                "token_ids": batch,
+                "logits": batch,
+                "past_keys": {1: "batch", 3: "past"},
+                "past_values": {1: "batch", 3: "past"},
+                "present_keys": {1: "batch", 3: "present"},
+                "present_values": {1: "batch", 3: "present"},
+            },
+        ),
+        "mask_decoder.onnx": ExportSpec(
+            FusionDecoderGraph(model),
+            {
+                "image_embedding": embedding,
+                "hidden_states": torch.randn(1, model.image_stop + 6, language.width),
+            },
+            ("low_res_logits", "kind_logits"),
+            {"hidden_states": {1: "sequence"}},
+        ),
+    }
+
+
+def medseg_r_specs(model: MedSegR, side: int = 256) -> dict[str, ExportSpec]:
+    """The one graph of a MedSeg-R package by file name. `model` must be in eval mode."""
+    inputs = {
+        "pixels": torch.randn(1, 3, side, side),
+        "prior_ids": torch.randint(0, 300, (1, PRIORS, PRIOR_TOKENS)),
+        "kept": torch.ones(PRIORS),
+    }
+    outputs = ("low_res_logits", "iou_predictions", "kind_logits")
+    return {"segmenter.onnx": ExportSpec(SegmenterGraph(model), inputs, outputs)}

@@ -1,0 +1,208 @@
+"""PrsMedPredictor: where is it? The answer in words, and the mask that question and image ask for."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.contract import Image, Prediction, Prompt
+from inference.positions import parse_position
+from inference.postprocess import mask_at_source
+from inference.preprocess import ResizeLongestSide
+from inference.prompts import EOS, TARGETS
+from inference.runtime.conversation import Conversation
+from inference.runtime.engine import FREE, Array, Engine, GraphSpec, TensorSpec, require_output
+from inference.runtime.generate import DecodingRules, Floats, generate
+from inference.runtime.model_repository import Manifest, ModelPackage
+from inference.runtime.predictors import (
+    Clock,
+    Stopwatch,
+    fit_image,
+    on_onnx_runtime,
+    refuse_another_kind,
+    refuse_unsuitable,
+    segment_each,
+)
+from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, OpenEngine, floats, open_graphs
+from inference.settings import InferenceSettings
+
+MODALITIES: tuple[str, ...] = tuple(TARGETS)
+NO_SEG = -1  # PRS-Med has no [SEG] token
+
+
+@dataclass(frozen=True)
+class Engines:
+    """One engine per graph; the field is the file name without `.onnx`."""
+
+    image_encoder: Engine
+    language_prefill: Engine
+    language_step: Engine
+    mask_decoder: Engine
+
+
+class PrsMedPredictor:
+    """PRS-Med (arXiv 2505.11872) on exported graphs.
+
+    The mask is conditioned on the states of image and question, which the first pass hands on; the answer
+    that follows cannot change it. An answer that says there is no target empties the mask.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        settings: InferenceSettings,
+        *,
+        clock: Clock = time.perf_counter,
+        open_engine: OpenEngine | None = None,
+    ) -> None:
+        """Load the four graphs of `package`, check that they fit together, and run each once.
+
+        Raises
+        ------
+        PackageTampered, PackageInvalid, EngineRejected, OutputInvalid
+        """
+        self.manifest = package.manifest
+        self.name, self.version = self.manifest.model.name, self.manifest.model.version
+        self.digest = package.digest
+        self.conversation = Conversation(package.read(self.manifest.text.tokenizer), self.manifest)
+        engines = open_graphs(package, graph_specs(self.manifest), open_engine or on_onnx_runtime(settings))
+        self.engines = Engines(**engines)
+        self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
+        self._clock = clock
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Run every graph once on a black image.
+
+        Raises
+        ------
+        OutputInvalid
+        """
+        side = self.manifest.input.side
+        black = Image(np.zeros((side, side, 3), np.uint8))
+        self._answer(black, self.conversation.question_ids("warm-up"), max_new_tokens=1)
+
+    def predict(self, image: Image, prompt: Prompt) -> Prediction:
+        """Answer `prompt` about one image, and outline what it asks for.
+
+        Raises
+        ------
+        InputRejected
+            If image or prompt cannot be answered; trying again will not help.
+        OutputInvalid
+            If an engine gave numbers that cannot be right (NaN, wrong shape).
+        DeviceOutOfMemory
+        """
+        question = self.conversation.question_ids(prompt.query)
+        refuse_unsuitable(image)
+        prediction = self._answer(image, question, max_new_tokens=self.max_new_tokens)
+        refuse_another_kind(image, prediction)
+        return prediction
+
+    def segment(self, images: Sequence[Image], prompt: Prompt, like: Prediction | None) -> list[Prediction]:  # noqa: ARG002 - whether there is a target is told by each image's own answer
+        """One prediction per image of a series; an unsuitable image has an empty one that says why."""
+        return segment_each(self, images, prompt)
+
+    def fit(self, image: Image) -> tuple[ResizeLongestSide, Floats]:
+        """Check an image; give its frame and the network input (1, 3, side, side) float32.
+
+        Raises
+        ------
+        InputRejected
+        """
+        return fit_image(image, self.manifest)
+
+    def _answer(self, image: Image, question: NDArray[np.int64], *, max_new_tokens: int) -> Prediction:
+        watch = Stopwatch(self._clock)
+        with watch.stage("total"):
+            with watch.stage("preprocess"):
+                frame, pixels = self.fit(image)
+            rules = DecodingRules(
+                eos_id=self.conversation.special_id(EOS),
+                seg_id=NO_SEG,
+                max_new_tokens=max_new_tokens,
+                handed_on="hidden_states",
+            )
+            feeds: dict[str, Array] = {"pixels": pixels, "text_ids": question}
+            engines = self.engines
+            answer = generate(
+                engines.language_prefill, engines.language_step, feeds, rules=rules, clock=self._clock
+            )
+            watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s)
+            with watch.stage("image_encoder"):
+                embedding = self._embed(pixels)
+            with watch.stage("mask_decoder"):
+                logits, kind = self._draw(embedding, answer.image_tokens)
+            with watch.stage("postprocess"):
+                mask = mask_at_source(logits, frame.source_hw)
+        return self._prediction(self.conversation.text(answer.token_ids), mask, (logits, kind), watch.seconds)
+
+    def _embed(self, pixels: Floats) -> Floats:
+        encoder = self.engines.image_encoder
+        embedding = encoder.run({"pixels": pixels})["image_embedding"]
+        return require_output(encoder.name, "image_embedding", embedding, EMBEDDING)
+
+    def _draw(self, embedding: Floats, states: Floats) -> tuple[Floats, int]:
+        decoder = self.engines.mask_decoder
+        out = decoder.run({"image_embedding": embedding, "hidden_states": states})
+        shape = (1, 1, LOW_RES, LOW_RES)
+        logits = require_output(decoder.name, "low_res_logits", out["low_res_logits"], shape)
+        kinds = require_output(decoder.name, "kind_logits", out["kind_logits"], (1, len(MODALITIES)))
+        return logits[0, 0], int(kinds.argmax())
+
+    def _prediction(
+        self, text: str, mask: NDArray[np.bool_], drawn: tuple[Floats, int], seconds: dict[str, float]
+    ) -> Prediction:
+        parsed = parse_position(text)
+        logits, kind = drawn
+        shown = mask & (not parsed.is_absent)
+        nowhere = np.zeros((self.manifest.region.grid,) * 2, np.float32)
+        return Prediction(
+            mask=shown,
+            has_region=bool(shown.any()),
+            text=text,
+            reasoning="",
+            diagnosis=None,
+            target=TARGETS[MODALITIES[kind]] or None,
+            modality=MODALITIES[kind],
+            predicted_iou=expected_iou(logits) if shown.any() else 0.0,
+            similarity=nowhere,
+            region=nowhere > 0,
+            seconds=seconds,
+            is_well_formed=parsed.is_well_formed,
+        )
+
+
+def expected_iou(logits: Floats) -> float:
+    """The IoU that the logits themselves expect: PRS-Med has no head for it.
+
+    With p the chance of each pixel: sum of p inside the mask, over its area and the sum of p outside.
+    """
+    chances = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -50, 50)))
+    inside = logits > 0
+    union = inside.sum() + chances[~inside].sum()
+    return float(chances[inside].sum() / union) if inside.any() else 0.0
+
+
+def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
+    """What each graph must take and give, for the package's square."""
+    side = manifest.input.side
+    pixels, embedding = floats(1, 3, side, side), floats(*EMBEDDING)
+    cache, logits, states = floats(None, 1, None, FREE, None), floats(1, None), floats(1, FREE, None)
+    return {
+        "image_encoder": GraphSpec({"pixels": pixels}, {"image_embedding": embedding}),
+        "language_prefill": GraphSpec(
+            {"pixels": pixels, "text_ids": TensorSpec("int64", (1, FREE))},
+            {"logits": logits, "past_keys": cache, "past_values": cache, "hidden_states": states},
+        ),
+        "language_step": GraphSpec(
+            {"token_ids": TensorSpec("int64", (1, 1)), "past_keys": cache, "past_values": cache},
+            {"logits": logits, "present_keys": cache, "present_values": cache},
+        ),
+        "mask_decoder": GraphSpec(
+            {"image_embedding": embedding, "hidden_states": states},
+            {"low_res_logits": floats(1, 1, LOW_RES, LOW_RES), "kind_logits": floats(1, len(MODALITIES))},
+        ),
+    }

@@ -1,0 +1,125 @@
+"""Training MedSeg-R: adapters, cognitive stage and decoder on top of a trained segmenter.
+
+Loss: BCE + Dice as in the segmenter stage (the paper's loss is not known). Reports are dropped at random
+(`Missing`), so that the model works without one; the recipe says which fields are never shown.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inference.datasets.report_guided import (
+    NOTHING,
+    Missing,
+    prior_batch,
+    report_of,
+    shuffled,
+    training_priors,
+)
+from inference.datasets.sample import ImageBatch, Sample, collate
+from inference.models.checkpoints import load_into, load_tensors, with_prefix
+from inference.models.medseg_r import SMALL, MedSegR, MedSegRConfig
+from inference.reports import Priors
+from inference.training.losses import iou_loss, mask_loss
+from inference.training.stages import (
+    SAM_PARTS,
+    Bench,
+    Losses,
+    Phase,
+    channels_last,
+    dice_by_dataset,
+    freeze_norms,
+    is_outlined,
+    kind_indices,
+)
+
+
+class MedSegRLearner(nn.Module):
+    """MedSeg-R under the name that checkpoints give it, `model.`."""
+
+    def __init__(self, config: MedSegRConfig) -> None:
+        super().__init__()
+        self.model = MedSegR(config)
+
+
+class MedSegRStage:
+    """Masks with and without reports."""
+
+    def __init__(self, bench: Bench, config: MedSegRConfig = SMALL) -> None:
+        self.learner = channels_last(MedSegRLearner(config))
+        self.module: nn.Module = self.learner
+        self.bench = bench
+        self.missing = Missing()
+        self.leave_out: tuple[str, ...] = ()
+
+    def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
+        """Take the recipe's settings and the weights to start from: SAM's parts, or a whole MedSeg-R."""
+        self.missing = Missing(**settings.get("missing", {}))
+        self.leave_out = tuple(settings.get("leave_out", ()))
+        for path in start:
+            start_medseg_r(self.learner, path)
+        model = self.learner.model
+        model.prompt_encoder.requires_grad_(False)
+        if settings["freeze_image_encoder"]:
+            model.image_encoder.requires_grad_(False)
+
+    def losses(self, phase: Phase) -> Losses:
+        """One batch: mask, SAM's IoU head, modality."""
+        samples = [s for s in self.bench.sampler.draw(phase.batch) if is_outlined(s)]
+        batch = collate(samples, self.bench.frame_side, phase.side)
+        rng, weights, model = self.bench.sampler.rng, self.bench.weights, self.learner.model
+        priors = [training_priors(sample, rng, self.missing, self.leave_out) for sample in samples]
+        freeze_norms(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            embedding = model.embed(batch.pixels, prior_batch(priors, self.bench.tokenizer))
+            logits, iou = model.draw(embedding)
+            kinds = model.kind(embedding)
+        return {
+            "mask": mask_loss(logits, batch.masks, weights),
+            "iou": weights.iou * iou_loss(iou, logits, batch.masks),
+            "modality": weights.modality * F.cross_entropy(kinds.float(), kind_indices(samples)),
+        }
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """Dice per data set without a report; and with reports, and with the reports of others."""
+        shown = [sample for sample in self.bench.validation if sample.mask.any()]
+        told = [report_of(sample, self.leave_out).priors for sample in shown]
+        ways = {"dice": [NOTHING] * len(shown), "told": told, "shuffled": shuffled(told)}
+        return {
+            f"{way} {name}": value
+            for way, priors in ways.items()
+            for name, value in self._dice(shown, priors, phase.side).items()
+        }
+
+    def _dice(self, shown: list[Sample], priors: list[Priors], side: int) -> dict[str, float]:
+        parts = iter([priors[start : start + 16] for start in range(0, len(shown), 16)])
+        model = self.learner.model
+
+        def predict(batch: ImageBatch) -> Tensor:
+            ids = prior_batch(next(parts), self.bench.tokenizer)
+            return model.draw(model.embed(batch.pixels, ids))[0]
+
+        return dice_by_dataset(shown, predict, self.bench.frame_side, side)
+
+
+def start_medseg_r(learner: MedSegRLearner, path: Path) -> None:
+    """Take over a whole MedSeg-R, or the SAM parts of a segmenter or of another whole model.
+
+    Raises
+    ------
+    CheckpointError
+        If parts are missing.
+    """
+    tensors, _ = load_tensors(path)
+    if any(name.startswith("model.adapters.") for name in tensors):
+        load_into(learner, tensors)
+        return
+    found = with_prefix(tensors, "model.") or tensors
+    for part in SAM_PARTS:
+        load_into(getattr(learner.model, part), with_prefix(found, f"{part}."))
+    if "constant_prompt" in tensors:
+        learner.model.default_prompt.data.copy_(tensors["constant_prompt"])

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Trains one more model beside sim4seg-s and makes its package: scripts/train_more.sh prs-med-s | medseg-r-s |
+# lisa-s | sim4seg-after-s | unet-s. Stages that were begun go on. prs-med-s and medseg-r-s start from what
+# scripts/train.sh left in RUNS. DATA, CACHE, RUNS, PACKAGES and VERSION may come from the environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+model=${1:?name a model: prs-med-s, medseg-r-s, lisa-s, sim4seg-after-s or unet-s}
+data=${DATA:-../shared/data} cache=${CACHE:-.cache/train} runs=${RUNS:-.cache/runs} version=${VERSION:-0.1.0}
+packages=${PACKAGES:-inference/packages}
+folder=$packages/$model
+recipe=inference/training/recipes/$(tr - _ <<<"$model").toml
+if [ ! -f "$data/train/manifest.csv" ]; then
+    echo "The training images are not here: $data/train/manifest.csv. Name their folder: DATA=/path" >&2
+    exit 1
+fi
+mkdir -p "$cache" "$runs/$model"
+threads=$(nproc)
+export OMP_NUM_THREADS=1 # one process for each core is twice as fast as one process with two threads
+
+module() { .venv/bin/python -m "inference.$1" "${@:2}"; }
+together() { # STAGE [--start FILE]: one process for each core, gradients averaged
+    local rank pids=()
+    export MASTER_ADDR=127.0.0.1 MASTER_PORT=29534 WORLD_SIZE=$threads
+    for ((rank = 0; rank < threads; rank++)); do
+        RANK=$rank module training.train --stage "$1" --recipe "$recipe" --data "$data" --cache "$cache" \
+            --out "$runs/$model/$1" "${@:2}" &
+        pids+=($!)
+    done
+    wait "${pids[@]}"
+    unset WORLD_SIZE
+}
+weights() { printf '%s' "$runs/$1/weights.safetensors"; }
+finish() { # WEIGHTS FAMILY [more for the gate]
+    mkdir -p "$folder"
+    cp inference/packages/sim4seg-s/tokenizer.json "$folder/"
+    module export.parity --weights "$1" --data "$data/train" --package "$folder" --version "$version" \
+        --family "$2" "${@:3}"
+    module training.evaluate --package "$folder" --data "$data/train" --json "$folder/metrics.json" \
+        --variants all --variant-limit 40 --processes "$threads"
+    module export.package --package "$folder" --version "$version"
+}
+sim4seg() { # [more for the gate]: every stage of sim4seg-s, on this recipe
+    together segmenter
+    together lvlm
+    together joint --start "$(weights "$model/segmenter")" --start "$(weights "$model/lvlm")"
+    finish "$(weights "$model/joint")" sim4seg "$@"
+}
+
+case $model in
+prs-med-s)
+    together fusion --start "$(weights joint)"
+    together end_to_end --start "$(weights prs-med-s/fusion)"
+    finish "$(weights prs-med-s/end_to_end)" prs_med
+    ;;
+medseg-r-s)
+    together adapt --start "$(weights segmenter)"
+    finish "$(weights medseg-r-s/adapt)" medseg_r
+    ;;
+lisa-s) sim4seg --top-k 0 ;;
+sim4seg-after-s) sim4seg ;;
+unet-s)
+    together unet
+    module training.evaluate --unet "$(weights unet-s/unet)" --data "$data/train" --json "$runs/unet-s/metrics.json"
+    ;;
+*)
+    echo "There is no model $model." >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,58 @@
+"""The benchmark of receiving: what it compares is what it says it compares; never how long it took."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dicom_node.bench import servers
+from dicom_node.bench.ingest import UNSAFE, Scale, bench_ingest
+from dicom_node.bench.orthanc import PeerMissing
+from storage.database import upgrade
+
+# A descriptor that is not open: whoever asks the kernel to flush it is told so.
+ASK_THE_KERNEL = """
+import ctypes, os
+os.fsync(999), os.fdatasync(999)
+assert ctypes.CDLL(None).sync_file_range(999, 0, 0, 0) == 0
+"""
+
+
+@pytest.mark.timeout(900)
+def test_guarantees_on_and_off_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = Scale(large=4, small=0, stow=4, rounds=1, associations=(1,))
+    table, figures = bench_ingest(is_quick=True, is_alone=True, scale=tiny)
+    rows = [(row["case"], row["server"], row["instances"], len(row["rounds"])) for row in figures["rows"]]
+    assert rows == [(case, server, 4, 1) for case in ("large x 1", "STOW-RS") for server in ("node", UNSAFE)]
+    means = {row["server"]: row["durability"] for row in figures["rows"]}
+    assert means == {"node": "file, name and index fsynced", UNSAFE: "indexed, nothing fsynced"}
+    cost = figures["guarantees_on_to_off"]
+    assert list(cost) == ["large x 1", "STOW-RS"]
+    assert figures["guarantees_on_to_off_lowest"] == min(cost.values()) > 0
+    assert all(f"{name} {ratio:.3f}" in table for name, ratio in cost.items())
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_without_guarantees_nothing_asks_the_disk(tmp_path: Path):
+    shim = servers._shim(tmp_path, servers.NO_FSYNC_NAME, servers.NO_FSYNC)
+    for environment, is_asked in ((dict(os.environ), True), (os.environ | {"LD_PRELOAD": str(shim)}, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", ASK_THE_KERNEL], env=environment, capture_output=True, check=False
+        )
+        assert (b"Bad file descriptor" in done.stderr, done.returncode != 0) == (is_asked, is_asked)
+
+
+def test_a_row_that_is_not_what_it_says_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    template = tmp_path / "empty.sqlite"
+    upgrade(f"sqlite:///{template}")
+    harmless = servers._shim(tmp_path, "harmless", "int nothing;")
+    monkeypatch.setattr(servers, "_shim", lambda *_: harmless)
+    unsafe = servers.node(template, UNSAFE, is_durable=False)
+    with pytest.raises(PeerMissing, match="no comparison"), unsafe.run(tmp_path / "run"):
+        pass
+    assert sqlite3.connect(tmp_path / "run" / "home" / "node.sqlite").execute("SELECT 1").fetchone() == (1,)

@@ -1,0 +1,160 @@
+"""PRS-Med, MedSeg-R and the rival learn by the same loop; recipes hold what their stages ask for."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from inference.datasets.frames import open_frames
+from inference.datasets.m3ds import load_records
+from inference.datasets.sample import M3dsSampler, frame_sample
+from inference.datasets.text import encode_batch
+from inference.models.checkpoints import save_tensors
+from inference.prompts import parse_answer
+from inference.settings import PACKAGES
+from inference.training.build import STAGES, model_config
+from inference.training.losses import LossWeights
+from inference.training.medseg_stage import MedSegRStage
+from inference.training.prs_stage import PrsMedStage
+from inference.training.recipe import load_recipe
+from inference.training.stages import Bench, JointStage, Phase, SegmenterStage, Stage
+from inference.training.train import Run
+from tests.inference.datasets import tiny_data
+from tests.inference.models.test_medseg_r import TINY as TINY_MEDSEG
+from tests.inference.models.test_prs_med import TINY as TINY_PRS
+from tests.inference.training.test_stages import RECIPE
+from tests.inference.training.test_stages import TINY as TINY_SIM4SEG
+
+RECIPES = sorted((Path(__file__).parents[3] / "inference" / "training" / "recipes").glob("*.toml"))
+MEDSEG = replace(
+    TINY_MEDSEG,
+    priors=replace(TINY_MEDSEG.priors, vocabulary=768),
+    decoder=TINY_SIM4SEG.decoder,
+    encoder=TINY_SIM4SEG.encoder,
+)
+PRS = replace(TINY_PRS, encoder=TINY_SIM4SEG.encoder, language=TINY_SIM4SEG.language)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    records = load_records(tiny_data.write(tmp_path / "data"))
+    frames = open_frames(records, tmp_path / "cache", 256)
+    return Bench(
+        sampler=M3dsSampler(records, frames, {"busbra": 0.8, "fracatlas": 0.2}, seed=0),
+        validation=[frame_sample(records[i], frames, i) for i in (1, 2, 3)],
+        weights=LossWeights(text=0.5, bce=1.0, dice=1.0, modality=0.1),
+        frame_side=256,
+        tokenizer=Tokenizer.from_file(str(PACKAGES / "sim4seg-s" / "tokenizer.json")),
+    )
+
+
+def learn(stage: Stage, out: Path, steps: int, side: int) -> list[float]:
+    run = Run(stage, {**RECIPE, "phase": [{"side": side, "minutes": 1.0, "batch": 2}]}, out)
+    stage.module.train()
+    return [sum(run.take_step().values()) for _ in range(steps)]
+
+
+def test_prs_med_learns(bench: Bench, tmp_path: Path) -> None:
+    stage = PrsMedStage(bench, PRS)
+    stage.begin({"only_fusion": False}, [])
+    losses = learn(stage, tmp_path, 8, 256)
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert {"zone", "dice busbra"} <= set(stage.validate(Phase(256, 1, 2)))
+
+
+def test_prs_meds_first_stage_trains_the_fusion_alone(bench: Bench, tmp_path: Path) -> None:
+    whole = JointStage(bench, TINY_SIM4SEG)
+    save_tensors(tmp_path / "sim4seg.safetensors", whole.module.state_dict())
+    stage = PrsMedStage(bench, PRS)
+    stage.begin({"only_fusion": True}, [tmp_path / "sim4seg.safetensors"])
+    borrowed = whole.learner.model.state_dict()
+    learn(stage, tmp_path, 2, 256)
+    for name, value in stage.learner.model.state_dict().items():
+        if name.split(".")[0] in ("mask_decoder", "modality_head"):
+            continue
+        assert torch.equal(value, borrowed[name]), name
+
+
+@pytest.mark.parametrize("is_whole", [False, True], ids=["segmenter", "sim4seg"])
+def test_medseg_r_learns_from_a_segmenter_on(bench: Bench, tmp_path: Path, is_whole: bool) -> None:
+    kind = JointStage if is_whole else SegmenterStage
+    save_tensors(tmp_path / "start.safetensors", kind(bench, TINY_SIM4SEG).module.state_dict())
+    stage = MedSegRStage(bench, MEDSEG)
+    settings = {"freeze_image_encoder": True, "leave_out": ["shape"], "missing": {"report": 0.2}}
+    stage.begin(settings, [tmp_path / "start.safetensors"])
+    encoder = {n: v.clone() for n, v in stage.learner.model.image_encoder.state_dict().items()}
+    losses = learn(stage, tmp_path, 10, 64)
+    assert sum(losses[-3:]) < sum(losses[:3])
+    after = stage.learner.model.image_encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in encoder.items())
+    assert any(adapter.gates.any() for adapter in stage.learner.model.adapters.values())
+    assert {"dice busbra", "told busbra", "shuffled busbra"} <= set(stage.validate(Phase(64, 1, 2)))
+
+
+def test_the_rival_learns(bench: Bench, tmp_path: Path) -> None:
+    from inference.training.unet_stage import FEATURES, UnetStage, build_unet
+
+    stage = UnetStage(bench, (4, 4, 8, 8, 8, 4))
+    stage.begin({}, [])
+    losses = learn(stage, tmp_path, 8, 64)
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert "busbra" in stage.validate(Phase(64, 1, 2))
+    with torch.device("meta"):
+        assert round(sum(p.numel() for p in build_unet(FEATURES).parameters()) / 1e6, 1) == 6.1
+
+
+def test_seg_after_the_chain(bench: Bench) -> None:
+    samples = [s for s in bench.validation if s.mask.any()]
+    rng = bench.sampler.rng
+    before = encode_batch(samples, bench.tokenizer, rng, 9.0)
+    after = encode_batch(samples, bench.tokenizer, rng, 9.0, "after")
+    for batch, is_late in ((before, False), (after, True)):
+        for row in range(len(samples)):
+            answer = batch.ids[row, 1:][batch.weights[row] > 0]
+            text = bench.tokenizer.decode(answer.tolist(), skip_special_tokens=False)
+            assert parse_answer(text).is_well_formed
+            assert text.index("[SEG]") > text.index("Finally") if is_late else text.index("[SEG]") < 12
+            heavy = bench.tokenizer.decode(batch.ids[row, 1:][batch.weights[row] == 9].tolist())
+            assert "It" in heavy
+            assert samples[row].record.diagnosis is not None
+            assert samples[row].record.diagnosis in heavy
+            assert batch.ids[row, batch.seg_index[row] + 1] == 5
+
+
+def test_lisa_draws_without_a_region(bench: Bench) -> None:
+    model = JointStage(bench, replace(TINY_SIM4SEG, top_k=0)).learner.model.eval()
+    embedding, seg = torch.randn(1, 256, 16, 16), torch.randn(1, 256)
+    nowhere, everywhere = torch.zeros(1, 16, 16), torch.ones(1, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model.draw(embedding, seg, nowhere)[0], model.draw(embedding, seg, everywhere)[0])
+        _, region = model.locate(torch.randn(1, 256, 256), seg, everywhere)
+    assert not region.any()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_hold_what_their_stages_ask_for(path: Path) -> None:
+    recipe = load_recipe(path)
+    names = {field.name for field in fields(LossWeights)}
+    assert set(recipe["losses"]) <= names
+    assert model_config(recipe).top_k in (0, 36)
+    stages = [value for value in recipe.values() if isinstance(value, dict) and "kind" in value]
+    assert stages
+    for stage in stages:
+        assert stage["kind"] in STAGES
+        assert set(stage.get("losses", {})) <= names
+        assert sum(stage["weights"].values()) == pytest.approx(1)
+        assert all(Phase(**phase) for phase in stage["phase"])
+        assert {"lr", "lr_floor", "betas", "weight_decay", "clip_norm", "ema_decay"} <= set(stage)
+
+
+def test_a_recipe_builds_on_another(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("seed = 1\n[model]\nx = 1\ny = 2\n")
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n[model]\ny = 3\n')
+    assert load_recipe(tmp_path / "b.toml") == {"seed": 1, "model": {"x": 1, "y": 3}}
+    (tmp_path / "a.toml").write_text('base = "b.toml"\n')
+    with pytest.raises(ValueError, match="builds on itself"):
+        load_recipe(tmp_path / "b.toml")
