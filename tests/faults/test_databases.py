@@ -114,6 +114,7 @@ def test_a_database_that_hangs_is_refused_in_time_and_blocks_no_echo(
     doors: Doors, postgres: tuple[DurablePostgres, int]
 ):
     assert doors.store() == 0x0000
+    assert doors.get("/health/live")[0] == 200, "the web server has opened the database too"
     answers: list[int] = []
 
     def send() -> None:
