@@ -29,7 +29,7 @@ class Pressure:
         self._soft_bytes = max(soft_bytes, hard_bytes)
         self._is_draining = threading.Event()
         self._looked_at = float("-inf")
-        self._free: int | None = 0
+        self._free: int | None = None
         self._problem: str | None = None
 
     def soft_problem(self) -> str | None:
@@ -67,10 +67,12 @@ class Pressure:
         now = time.monotonic()
         if now - self._looked_at < LOOK_EVERY_S:
             return
-        self._looked_at = now
-        self._free, self._problem = _free_bytes(self._root)
+        free, problem = _free_bytes(self._root)
         if readiness.is_reported(self._home, FSYNC):
-            self._problem = "an fsync failed: the disk is not trusted until the node is started again"
+            problem = "an fsync failed: the disk is not trusted until the node is started again"
+        # What was found first, then when: another thread must not take what nobody has looked at for a finding.
+        self._free, self._problem = free, problem
+        self._looked_at = now
 
 
 def _free_bytes(root: Path) -> tuple[int | None, str | None]:

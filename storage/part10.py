@@ -41,6 +41,7 @@ _HEX = "[0-9a-f]"
 _OBJECT_PATH = re.compile(
     rf"{OBJECTS}/({_HEX}{{2}})/(?:\1{_HEX}{{62}}|({_HEX}{{2}})/\1\2{_HEX}{{60}})\.dcm", re.ASCII
 )
+_PAGE_BYTES = 4096
 _WRITE_OUT_BYTES = 1 << 17  # written data is sent on its way to the disk in pieces of this size
 _SYNC_FILE_RANGE_WRITE = 2
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
@@ -133,11 +134,14 @@ class IncomingFile:
                 os.close(descriptor)
 
     def _write_out(self) -> None:
-        # The disk writes while the rest still arrives: the fsync at the end then waits for little.
-        waiting = self.size_bytes - self._written_out
-        if waiting >= _WRITE_OUT_BYTES:
-            _sync_file_range(self._descriptor, self._written_out, waiting, _SYNC_FILE_RANGE_WRITE)
-            self._written_out = self.size_bytes
+        # The disk writes while the rest still arrives: the fsync at the end then waits for little. Whole pages
+        # only: the next bytes go into the last one, and would wait until the disk has written it.
+        whole = self.size_bytes & ~(_PAGE_BYTES - 1)
+        if whole - self._written_out >= _WRITE_OUT_BYTES:
+            _sync_file_range(
+                self._descriptor, self._written_out, whole - self._written_out, _SYNC_FILE_RANGE_WRITE
+            )
+            self._written_out = whole
 
     def __enter__(self) -> Self:
         return self

@@ -217,7 +217,7 @@ def send(folder: Path, associations: int, to: Running) -> None:
     ]
     statuses = [sender.wait() for sender in senders]
     if any(statuses):
-        raise PeerMissing("storescu failed: not every instance was stored")
+        raise PeerMissing(f"storescu failed: {statuses}")
 
 
 def _post(body: bytes, to: Running) -> None:

@@ -1,5 +1,7 @@
 """G6: little room refuses new work politely, no room refuses it by status; what leaves the node goes on."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from sqlalchemy import select
 from dicom_node.deliver import DeliveryServices, deliver_to
 from dicom_node.dimse.listener import start_listener
 from dicom_node.errors import StorageExhausted
+from dicom_node.pressure import Pressure
 from dicom_node.services import open_receiver
 from dicom_node.settings import NodeSettings
 from dicom_node.web.app import build_app
@@ -134,3 +137,27 @@ class TestNoRoom:
         upload = ask("POST", "/dicom-web/studies", content=body, headers=kind)
         assert upload.status_code == 507
         drain(ward, settings, database)
+
+
+def test_nobody_is_refused_while_somebody_else_looks_at_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found, is_asked, may_go_on = os.statvfs(tmp_path), threading.Event(), threading.Event()
+
+    def slow(_: Path) -> os.statvfs_result:
+        if not is_asked.is_set():
+            is_asked.set()
+            assert may_go_on.wait(30)
+        return found
+
+    monkeypatch.setattr("os.statvfs", slow)
+    pressure = Pressure(tmp_path, tmp_path, soft_bytes=1, hard_bytes=1)
+    first = threading.Thread(target=pressure.hard_problem)
+    first.start()
+    try:
+        assert is_asked.wait(30)
+        assert pressure.hard_problem() is None
+        assert pressure.soft_problem() is None
+    finally:
+        may_go_on.set()
+        first.join()
