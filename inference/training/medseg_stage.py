@@ -32,8 +32,9 @@ from inference.training.stages import (
     Phase,
     channels_last,
     dice_by_dataset,
-    freeze_norms,
+    fix_batch_norms,
     is_outlined,
+    keep_trunks,
     kind_indices,
 )
 
@@ -66,6 +67,7 @@ class MedSegRStage:
         model.prompt_encoder.requires_grad_(False)
         if settings["freeze_image_encoder"]:
             model.image_encoder.requires_grad_(False)
+        keep_trunks(model, settings.get("kept_stages", 0))
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: mask, SAM's IoU head, modality."""
@@ -73,7 +75,7 @@ class MedSegRStage:
         batch = collate(samples, self.bench.frame_side, phase.side)
         rng, weights, model = self.bench.sampler.rng, self.bench.weights, self.learner.model
         priors = [training_priors(sample, rng, self.missing, self.leave_out) for sample in samples]
-        freeze_norms(model)
+        fix_batch_norms(model)
         with torch.autocast("cpu", torch.bfloat16):
             embedding = model.embed(batch.pixels, prior_batch(priors, self.bench.tokenizer))
             logits, iou = model.draw(embedding)

@@ -27,8 +27,9 @@ from inference.training.stages import (
     Phase,
     channels_last,
     dice_by_dataset,
-    freeze_norms,
+    fix_batch_norms,
     is_outlined,
+    keep_trunks,
     kind_indices,
 )
 
@@ -58,6 +59,7 @@ class PrsMedStage:
             start_prs_med(self.learner, path)
         for name, part in self.learner.model.named_children():
             part.requires_grad_(name in FUSION_PARTS or not settings["only_fusion"])
+        keep_trunks(self.learner, settings.get("kept_stages", 0))
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: text, mask and modality."""
@@ -66,7 +68,7 @@ class PrsMedStage:
         rng, weights = self.bench.sampler.rng, self.bench.weights
         text, _ = encode_positions(samples, self.bench.tokenizer, rng, weights.diagnosis_token)
         model = self.learner.model
-        freeze_norms(model)
+        fix_batch_norms(model)
         with torch.autocast("cpu", torch.bfloat16):
             states = model.read(batch.pixels, text.ids)
             embedding = model.image_encoder(batch.pixels)

@@ -381,6 +381,20 @@ def freeze_norms(module: nn.Module) -> None:
             part.eval()
 
 
+def keep_trunks(module: nn.Module, stages: int) -> None:
+    """Leave the first stages of every small trunk as they are (`LiteTrunk.keep`)."""
+    for part in module.modules():
+        if isinstance(part, LiteTrunk):
+            part.keep(stages)
+
+
+def fix_batch_norms(module: nn.Module) -> None:
+    """A model that goes on from a trained one keeps its batch norms' statistics: our batches are small."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+
+
 class JointStage(LvlmStage):
     """Stage C: the paper's recipe; the region comes from the model itself, without gradients.
 
