@@ -18,6 +18,7 @@ from storage.index import (
     series_of_study,
 )
 from storage.jobs import JobRequest, create_job
+from storage.questions import send_alike
 from storage.tables import Instance, Series, Study
 from storage.versions import is_answered
 
@@ -60,6 +61,7 @@ def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> lis
         series.series_instance_uid: _choose(tx, series, settings)
         for series in series_of_study(tx, quiet.study_instance_uid)
     }
+    _send_asked_before(tx, choices)
     job_ids = [
         job_id
         for series_uid, choice in _changed(tx, choices).items()
@@ -99,6 +101,13 @@ def _changed(tx: Transaction, choices: Mapping[str, RouteChoice]) -> dict[str, R
         if not all(is_answered(tx, series_uid, model, query) for series_uid in series_uids)
         for series_uid in series_uids
     }
+
+
+def _send_asked_before(tx: Transaction, choices: Mapping[str, RouteChoice]) -> None:
+    """Results of a question that a rule asks, too, are the rule's, and go where those go."""
+    for series_uid, choice in choices.items():
+        if choice.route is not None:
+            send_alike(tx, series_uid, choice.route.model, choice.route.query)
 
 
 def _evidence(quiet: QuietStudy, quiet_period_s: float) -> dict[str, Any]:

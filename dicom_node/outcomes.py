@@ -21,6 +21,7 @@ from storage.database import Transaction
 from storage.deliveries import queue_delivery
 from storage.index import instances_of_series
 from storage.keywords import OF_STUDY, values_of
+from storage.questions import hold_results
 from storage.tables import Instance, Series, Study
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def store_and_queue(tx: Transaction, services: Outbox, job_id: str, results: Seq
     for sop_instance_uid in stored:
         for destination in services.destinations:
             queue_delivery(tx, sop_instance_uid, destination, job_id)
+    hold_results(tx, job_id)
     return stored
 
 

@@ -36,6 +36,7 @@ from storage.errors import InstanceMissing, StorageUnavailable
 from storage.files import FileStore
 from storage.index import instances_of_series
 from storage.jobs import FAILED, ClaimedJob, cancel_job, complete_job, series_asked_alike
+from storage.questions import send_repeated
 from storage.tables import Job
 from storage.versions import (
     OutdatedError,
@@ -144,6 +145,7 @@ def _repeat(earlier: Job, job: ClaimedJob, standing: Standing, services: Service
             summary,
             model_version=earlier.model_version,
         )
+        send_repeated(tx, job.job_id)
 
 
 def _analyse(job: ClaimedJob, predictor: Predictor, services: Services) -> tuple[Result, Standing]:

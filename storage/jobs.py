@@ -65,6 +65,7 @@ class JobRequest:
     query: str
     target: str | None = None
     priority: int = 0
+    is_kept_here: bool = False  # its results are sent when somebody asks for it, and not before
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def requeue_job(tx: Transaction, job_id: str, by: str) -> str:
         rule=failed.rule,
         target=failed.target,
         priority=failed.priority,
+        is_kept_here=failed.is_kept_here,
         state=JobState.SCHEDULED,
         fence=0,
         attempts=0,

@@ -17,6 +17,7 @@ from storage.files import FileStore
 from storage.jobs import JobState
 from storage.tables import (
     Conflict,
+    Correction,
     Delivery,
     DeliveryAttempt,
     Instance,
@@ -105,6 +106,7 @@ def _removals(study_instance_uid: str) -> list[Delete | Update]:
         delete(JobAttempt).where(JobAttempt.job_id.in_(jobs)),
         update(Workitem).where(Workitem.job_id.in_(jobs)).values(job_id=None),  # others' own worklist stays
         delete(Job).where(Job.study_instance_uid == study_instance_uid),
+        delete(Correction).where(Correction.study_instance_uid == study_instance_uid),
         delete(Rejection).where(Rejection.study_instance_uid == study_instance_uid),
         delete(Instance).where(Instance.study_instance_uid == study_instance_uid),
         delete(Series).where(Series.study_instance_uid == study_instance_uid),

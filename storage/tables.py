@@ -1,4 +1,4 @@
-"""SQLAlchemy tables: Study, Series, Instance, Conflict, Job, Delivery, their attempts, Workitem, Rejection.
+"""SQLAlchemy tables: Study, Series, Instance, Conflict, Job, Delivery, their attempts, Correction and more.
 
 Times are UTC epoch seconds of the database clock (`storage.database.database_now`), in columns `*_at`.
 Text attributes hold "" when the data set has none, as DICOM makes no difference between empty and absent.
@@ -206,6 +206,7 @@ class Job(Leased, Table):
     requeued_by: Mapped[LongText | None]
     inputs_key: Mapped[Sha256 | None]  # digest over the instances that it saw
     supersedes: Mapped[WorkId | None]  # the job whose result its own replaces
+    is_kept_here: Mapped[bool | None]  # its results are sent when somebody asks for it, and not before
 
 
 class JobAttempt(Table):
@@ -265,6 +266,32 @@ class DeliveryAttempt(Table):
     ended_at: Mapped[float | None]
     status: Mapped[ShortText | None]
     detail: Mapped[Sentence | None]
+
+
+class Correction(Table):
+    """Somebody's object about a result of ours: the same again, a changed one, or a rejection."""
+
+    __tablename__ = "correction"
+    __table_args__ = (
+        CheckConstraint("verdict IN ('PENDING', 'ACCEPTED', 'MODIFIED', 'REJECTED')", name="verdict_known"),
+        UniqueConstraint("sop_instance_uid", "result_uid"),
+        Index("ix_correction_verdict", "verdict", "received_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[Uid]  # of the object that came
+    study_instance_uid: Mapped[Uid] = mapped_column(index=True)
+    verdict: Mapped[Code]  # PENDING: nobody has compared it yet
+    sender: Mapped[LongText]  # calling AE title, or how else it came
+    made_by: Mapped[LongText | None]  # a person's name: it stands here and nowhere else
+    received_at: Mapped[float]
+    judged_at: Mapped[float | None]
+    result_uid: Mapped[Uid | None] = mapped_column(index=True)  # of our object that it is about
+    job_id: Mapped[WorkId | None] = mapped_column(index=True)  # that made it
+    model: Mapped[ShortText | None]
+    model_version: Mapped[ShortText | None]
+    matched_by: Mapped[Code | None]  # REFERENCE or CONTENT
+    dice: Mapped[Json | None]  # {segment label: Dice against ours, 0..1}
 
 
 class Workitem(Table):
