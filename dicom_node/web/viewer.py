@@ -86,7 +86,7 @@ def _configuration() -> dict[str, Any]:
         "showStudyList": True,
         "extensions": [],
         "modes": [],
-        "customizationService": {},
+        "customizationService": {"ohif.tours": {"$set": []}},  # a tour would lie over the finding
         "maxNumberOfWebWorkers": 3,
         "maxNumRequests": {"interaction": 100, "thumbnail": 5, "prefetch": 25},
         "disableConfirmationPrompts": True,
