@@ -34,6 +34,8 @@ NodeError
 |   +-- NotFound                     0x0112  404
 |   +-- NotAcceptable                0x0122  406
 |   +-- ConflictingState             0x0110  409  a workitem cannot be changed so, or is here already
+|   +-- NotAskable                   0x0110  409  there is nothing that a question could be about
+|   +-- QuestionRefused              0x0115  422  a question, or a model, that cannot be asked
 |   +-- CannotRepeat                 0x0110  409  a job or delivery is none that can be asked for once more
 |   +-- BodyTooSlow                  0xA700  408
 |   +-- BodyTooLarge                 0xA700  413
@@ -328,6 +330,24 @@ class ConflictingState(RequestRefused):
     http_status = 409
     stow_failure_reason = 0x0110
     advice = "Retrieve the workitem, and compare the request with PS3.4 Table CC.1.1-2."
+
+
+class NotAskable(RequestRefused):
+    """There are no images here that this could be asked of, or nobody that the answer could be sent to."""
+
+    dimse_status = 0x0110
+    http_status = 409
+    stow_failure_reason = 0x0110
+    advice = "See which series of images the study has under /dicom-web/studies, and which rules there are."
+
+
+class QuestionRefused(RequestRefused):
+    """A question that no model is asked, or a model that is not here."""
+
+    dimse_status = 0x0115
+    http_status = 422
+    stow_failure_reason = 0x0110
+    advice = "Ask one sentence of at most 400 characters, and leave the model to the rules of this node."
 
 
 class CannotRepeat(RequestRefused):

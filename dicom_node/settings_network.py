@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from dicom_node.forms.form import DEFAULT_FORMS, Form, contradiction
+
 AeTitle = Annotated[
     str, StringConstraints(pattern=r"^[ -\[\]-~]{1,16}$", strip_whitespace=True)
 ]  # Source: PS3.5 6.2, VR AE: at most 16 characters, no backslash, no control characters
@@ -159,6 +161,10 @@ class HttpSettings(Section):
         default="127.0.0.1", description="Address to listen on; there is no log-in, so local by default."
     )
     port: Port = Field(default=8080, description="TCP port of the web server.")
+    allowed_hosts: tuple[Host, ...] = Field(
+        default=(),
+        description="Names, besides `host` and localhost, by which a browser may ask for changes.",
+    )
     max_body_mb: int = Field(default=1024, ge=1, le=65536, description="Largest body of a request, in MiB.")
     processes: int = Field(
         default=2, ge=1, le=64, description="Processes that answer at the same port, one core each."
@@ -182,6 +188,19 @@ class Destination(Section):
         default=False, description="Ask it for Storage Commitment; a result is kept until it is confirmed."
     )
     concurrency: int = Field(default=1, ge=1, le=16, description="Associations with it at the same time.")
+    forms: tuple[Form, ...] = Field(
+        default=DEFAULT_FORMS,
+        min_length=1,
+        description="What it gets of a result: SEG (or SEG_LABELMAP, or SEG_FRACTIONAL), SR, SC (key images "
+        "with the contour burnt in), GSPS, KOS, PDF.",
+    )
+
+    @field_validator("forms")
+    @classmethod
+    def _go_together(cls, forms: tuple[Form, ...]) -> tuple[Form, ...]:
+        if (why_not := contradiction(forms)) is not None:
+            raise ValueError(why_not)
+        return forms
 
 
 class PeerSettings(Section):

@@ -19,6 +19,8 @@ from dicom_node.header import MIB
 from dicom_node.services import open_decoders, open_pressure, open_receiver
 from dicom_node.settings import NodeSettings
 from dicom_node.web import (
+    ask,
+    ask_page,
     bulk_data,
     capabilities,
     dead_letters,
@@ -37,6 +39,7 @@ from dicom_node.web import (
 from dicom_node.web.frames import Layouts
 from dicom_node.web.health import readiness_checks
 from dicom_node.web.metadata import MetadataCache
+from dicom_node.web.own_site import OwnSiteOnly
 from dicom_node.web.services import DICOM_WEB, WebServices, json_response
 from storage.database import Database
 from storage.errors import SearchRefused, StorageError
@@ -63,7 +66,7 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
     app = Starlette(
         routes=[
             Mount(DICOM_WEB, routes=dicom_web_routes()),
-            Mount("/api", routes=_operator_routes()),
+            Mount("/api", routes=_operator_routes(), middleware=[Middleware(OwnSiteOnly, settings.http)]),
             *_page_routes(),
             Route("/{path:path}", viewer.show_viewer, methods=["GET"]),
         ],
@@ -156,6 +159,9 @@ def _operator_routes() -> Sequence[BaseRoute]:
         Route("/jobs/{job_id}/requeue", dead_letters.requeue, methods=["POST"]),
         Route("/deliveries/{delivery_id}/redeliver", dead_letters.redeliver, methods=["POST"]),
         Route("/dead-letters", dead_letters.list_dead_letters),
+        Route("/ask", ask.ask_question, methods=["POST"]),
+        Route("/ask/{job_id}", ask.show_answer),
+        Route("/ask/{job_id}/send", ask.send_answer, methods=["POST"]),
         Route("/{path:path}", _nothing_here),
     ]
 
@@ -167,6 +173,10 @@ def _page_routes() -> Sequence[BaseRoute]:
         Route("/metrics", health.metrics),
         Route("/operator", operator_page.show_operator_page),
         Route("/operator/style.css", operator_page.show_style),
+        Route("/ask", ask_page.show_panel),
+        Route("/ask/panel.js", ask_page.show_panel_script),
+        Route("/ask/viewer.js", ask_page.show_viewer_script),
+        Route("/ask/style.css", ask_page.show_panel_style),
         Route("/app-config.js", viewer.app_config),
     ]
 

@@ -1,18 +1,16 @@
 """Dead letters over HTTP: jobs that failed, deliveries that were given up, and asking for them once more.
 
-They do what `dicom-node requeue` and `redeliver` do. A browser may be led to send a POST by any page that it
-shows, so one that comes from another site is refused. No patient attribute leaves by this way.
+They do what `dicom-node requeue` and `redeliver` do. No patient attribute leaves by this way.
 """
 
 import logging
 import re
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dicom_node.errors import CannotRepeat, NotAuthorised, NotFound
+from dicom_node.errors import CannotRepeat, NotFound
 from dicom_node.web.operations import delivery_line, job_line, page_of
 from dicom_node.web.services import FRESH, json_response, services_of
 from storage.deliveries import DeliveryState, requeue_delivery
@@ -23,7 +21,6 @@ from storage.worklist import list_deliveries
 
 OPERATOR_PAGE: Final = "/operator"
 WORK_ID: Final = re.compile(r"[0-9a-f]{32}")
-OUR_OWN: Final = frozenset({"same-origin", "none"})  # values of Sec-Fetch-Site; none: typed by a person
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,6 @@ def list_dead_letters(request: Request) -> Response:
 
 def requeue(request: Request) -> Response:
     """Answer POST /api/jobs/{id}/requeue: 201 with the new job, the same one when asked twice."""
-    _require_own_site(request)
     job_id = _work_id(request, "job_id", "job")
     by = f"web, {_address(request)}"
     try:
@@ -62,7 +58,6 @@ def requeue(request: Request) -> Response:
 
 def redeliver(request: Request) -> Response:
     """Answer POST /api/deliveries/{id}/redeliver: 202, it is sent as soon as its destination takes it."""
-    _require_own_site(request)
     delivery_id = _work_id(request, "delivery_id", "delivery")
     with services_of(request).database.transaction() as tx:
         if tx.get(Delivery, delivery_id) is None:
@@ -71,20 +66,6 @@ def redeliver(request: Request) -> Response:
             raise CannotRepeat(f"delivery {delivery_id} is being sent now")
     logger.info("delivery asked for again", extra={"delivery_id": delivery_id, "reason": _address(request)})
     return _for_asker(request, json_response({"delivery_id": delivery_id, "state": "QUEUED"}, 202))
-
-
-def _require_own_site(request: Request) -> None:
-    """Raise NotAuthorised for what a page of somebody else had a browser send; programs send neither header.
-
-    Source: W3C Fetch Metadata, Sec-Fetch-Site; RFC 6454 7.
-    """
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site is not None:
-        is_own = site in OUR_OWN
-    else:
-        is_own = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
-    if not is_own:
-        raise NotAuthorised("the request comes from a page of another site")
 
 
 def _work_id(request: Request, name: str, what: str) -> str:

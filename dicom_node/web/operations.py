@@ -96,21 +96,26 @@ def study_line(tx: Transaction, study: Study) -> JsonObject:
         "outcome": study.outcome,
         "origins": [{"kind": kind, "from": detail, "instances": count} for kind, detail, count in origins],
         "jobs": [job_line(job) for job in tx.scalars(jobs)],
-        "viewer": _viewer_link(tx, study.study_instance_uid),
+        "viewer": viewer_link(study.study_instance_uid, _latest_overlay(tx, study.study_instance_uid)),
     }
 
 
-def _viewer_link(tx: Transaction, study_instance_uid: str) -> str:
-    """Where the viewer opens the study; with our latest overlay on, where there is one."""
-    overlay = tx.scalars(
+def viewer_link(study_instance_uid: str, overlay_series_uid: str | None) -> str:
+    """Where the viewer opens the study; with an overlay on, where one is named."""
+    link = f"/viewer?StudyInstanceUIDs={study_instance_uid}"
+    return link if overlay_series_uid is None else f"{link}&initialSeriesInstanceUID={overlay_series_uid}"
+
+
+def _latest_overlay(tx: Transaction, study_instance_uid: str) -> str | None:
+    """The series of our latest SEG of the study."""
+    statement = (
         select(Series.series_instance_uid)
         .join(Instance, Instance.series_instance_uid == Series.series_instance_uid)
         .where(Series.study_instance_uid == study_instance_uid)
         .where(Series.is_own_result, Series.modality == "SEG")
         .order_by(Instance.received_at.desc(), Series.series_instance_uid)
-    ).first()
-    link = f"/viewer?StudyInstanceUIDs={study_instance_uid}"
-    return link if overlay is None else f"{link}&initialSeriesInstanceUID={overlay}"
+    )
+    return tx.scalars(statement).first()
 
 
 def study_state(study: Study) -> str:

@@ -135,6 +135,7 @@ def _study(study: JsonObject) -> str:
         f"<p>{escape(study['state'])}, version {study['version']}, "
         f"last image {_time(study['last_received_at'])}. "
         f"Instances: {origins}. Outcome: {escape(study['outcome'] or 'none yet')}. "
+        f'<a href="/ask?StudyInstanceUIDs={uid}">Ask</a> · '
         f'<a href="/api/studies/{uid}">Details</a></p>{_jobs(study["jobs"])}</article>'
     )
 

@@ -4,24 +4,22 @@ Source: PS3.4 Table CC.2.5-3 (N-CREATE, N-SET and final state columns).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
-from dicom_node.completion import attributes_of
 from dicom_node.errors import BadRequest, ConflictingState
+from dicom_node.questions import MAX_QUERY, Wish, request_of
 from dicom_node.receive import checked_uid
-from dicom_node.routing import choose_route
 from dicom_node.settings import NodeSettings
 from dicom_node.web.ups_view import OUR_SCHEME, STATE, TRANSACTION_UID, WORKLIST, element
 from storage.database import Transaction
 from storage.index import find_study
-from storage.jobs import JobRequest, JobState, create_job
+from storage.jobs import JobState, create_job
 from storage.retrieval import kept_instances
 from storage.tables import Series, Study
 from storage.workitems import Attributes, WorkitemView, job_asked_for
 
 RULE: Final = "UPS-RS"  # what made the job
-MAX_QUERY: Final = 400  # characters, as of a rule
 REQUIRED: Final = (
     ("00741200", "ScheduledProcedureStepPriority"),
     ("00741204", "ProcedureStepLabel"),
@@ -38,15 +36,6 @@ PERFORMED: Final = "00741216"
 OF_COMPLETED: Final = ("00404028", "00404050", "00404019", "00404051", "00404033")
 MAX_DEPTH: Final = 16
 MAX_ELEMENTS: Final = 20_000
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """Which model, question and target a workitem asks for."""
-
-    model: str
-    query: str
-    target: str
 
 
 def check_attributes(attributes: object) -> Attributes:
@@ -131,23 +120,22 @@ def job_of(tx: Transaction, attributes: Attributes, settings: NodeSettings) -> s
 
     Raises
     ------
-    BadRequest, ConflictingState
+    BadRequest, ConflictingState, NotAskable
         If it asks for what cannot be run, or its images are not here.
     """
     wish = _wish_of(attributes)
     if wish is None:
         return None
     study, series = _input_of(tx, attributes)
-    request = _request(tx, wish, study, series, settings)
     priority = PRIORITIES[value_of(attributes, "00741200")]
-    request = JobRequest(**{**vars(request), "priority": priority})
+    request = replace(request_of(tx, wish, study, series, settings), rule=RULE, priority=priority)
     job_id = create_job(tx, request) or job_asked_for(tx, request)
     if job_id is None:
         raise ConflictingState("the same job was just removed: create the workitem again")
     return job_id
 
 
-def _wish_of(attributes: Attributes) -> _Wish | None:
+def _wish_of(attributes: Attributes) -> Wish | None:
     given = dict(_parameters(attributes))
     codes = attributes.get("00404018", {}).get("Value") or []
     ours = [code for code in codes if isinstance(code, dict) and value_of(code, "00080102") == OUR_SCHEME]
@@ -157,7 +145,7 @@ def _wish_of(attributes: Attributes) -> _Wish | None:
     query = given.get("query", "")
     if len(query) > MAX_QUERY:
         raise BadRequest(f"the query has more than {MAX_QUERY} characters")
-    return _Wish(model, query, given.get("target", ""))
+    return Wish(model, query, given.get("target", ""))
 
 
 def _parameters(attributes: Attributes) -> Iterator[tuple[str, str]]:
@@ -178,28 +166,3 @@ def _input_of(tx: Transaction, attributes: Attributes) -> tuple[Study, Series]:
     if study is None or series is None or not kept_instances(tx, study_uid, series_uid):
         raise ConflictingState("the series of the input is not stored here: send its images first")
     return study, series
-
-
-def _request(
-    tx: Transaction, wish: _Wish, study: Study, series: Series, settings: NodeSettings
-) -> JobRequest:
-    """The job asked for; what the workitem leaves open, the rules decide."""
-    if series.is_own_result:
-        raise ConflictingState("the series of the input is a result of this node")
-    routes = [route for route in settings.routes if wish.model in ("", route.model)]
-    if not routes:
-        raise BadRequest("no rule of this node uses the model that the workitem asks for")
-    choice = choose_route(attributes_of(tx, series), routes).route
-    if choice is None and not wish.query:
-        raise ConflictingState("no rule of this node matches the series, and the workitem has no query")
-    known = {route.query: route.target for route in routes}
-    default = choice or routes[0]
-    return JobRequest(
-        study_instance_uid=study.study_instance_uid,
-        study_version=study.version,
-        series_instance_uid=series.series_instance_uid,
-        rule=RULE,
-        model=wish.model or default.model,
-        query=wish.query or default.query,
-        target=wish.target or known.get(wish.query or default.query, ""),
-    )

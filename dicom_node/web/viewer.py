@@ -50,6 +50,7 @@ VIEWER_POLICY: Final = (
     "frame-ancestors 'self'"
 )
 """OHIF has inline scripts, compiles functions at run time (cwise) and starts workers from blobs."""
+ASK_BUTTON: Final = '<script src="/ask/viewer.js" defer></script>'
 NO_VIEWER_PAGE: Final = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SIM4SEG node</title></head>
 <body><h1>SIM4SEG node</h1>
@@ -73,10 +74,9 @@ def show_viewer(request: Request) -> Response:
     root = services_of(request).settings.viewer.ohif_root
     if root is None or not (root / "index.html").is_file():
         return _without_viewer(request)
+    index = root.resolve() / "index.html"
     path = _file_at(root.resolve(), request.url.path)
-    if path is None:
-        path = root.resolve() / "index.html"
-    return _respond(request, path)
+    return _index_page(index) if path in (None, index) else _respond(request, path)
 
 
 def _configuration() -> dict[str, Any]:
@@ -142,6 +142,14 @@ def _file_at(root: Path, address: str) -> Path | None:
         return path if path.is_relative_to(root) and path.is_file() else None
     except OSError:  # a name too long for the file system
         return None
+
+
+def _index_page(path: Path) -> Response:
+    """OHIF's only page, with the script that adds the button for questions to it."""
+    before, end, after = path.read_text(encoding="utf-8").rpartition("</body>")
+    page = f"{before}{ASK_BUTTON}{end}{after}" if end else f"{after}{ASK_BUTTON}"
+    headers = {"Content-Security-Policy": VIEWER_POLICY, "Cache-Control": _cache_control(path)}
+    return HTMLResponse(page, headers=headers)
 
 
 def _respond(request: Request, path: Path) -> Response:

@@ -22,7 +22,8 @@ def sections():
 
 @pytest.fixture
 def app(tmp_path, database_url, database, files_root, sections):
-    built = build_app(make_settings(tmp_path, database_url, files_root, **sections), database)
+    named = {"http": {"allowed_hosts": ["node"]}, **sections}
+    built = build_app(make_settings(tmp_path, database_url, files_root, **named), database)
     yield built
     built.state.services.close()
 
