@@ -3,7 +3,7 @@
 # DATA, CACHE, RUNS and VERSION may come from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-data=${DATA:-../shared/data} cache=${CACHE:-.cache/train} runs=${RUNS:-.cache/runs} version=${VERSION:-0.3.0}
+data=${DATA:-../shared/data} cache=${CACHE:-.cache/train} runs=${RUNS:-.cache/runs} version=${VERSION:-0.3.1}
 package=inference/packages/sim4seg-s
 recipe=inference/training/recipes/sim4seg_s.toml
 if [ ! -f "$data/train/manifest.csv" ]; then

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from inference.models.lvlm import Cache, LanguageConfig
 from inference.models.sim4seg import Sim4Seg, region_similarity, top_region
 
 
@@ -56,20 +57,49 @@ class LanguagePrefillGraph(nn.Module):
 
 
 class LanguageStepGraph(nn.Module):
-    """One token in, its logits, its state and the longer cache out."""
+    """One token in for each path, its logits, its state and its longer cache out; the prefix is shared."""
 
     def __init__(self, model: Sim4Seg) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, token_ids: Tensor, past_keys: Tensor, past_values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """token_ids (B, 1), cache (L, B, H, S, Dh) -> logits, keys, values, state_embedding."""
+    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """token_ids (B, 1), cache as `Cache` -> logits, keys, values, state_embedding."""
         embedded = self.model.embed_text(token_ids)
-        states, keys, values = self.model.language_model(embedded, past_keys, past_values)
+        states, keys, values = self.model.language_model(embedded, Cache(*cache))
         last = states[:, -1]
         return self.model.language_model.lm_head(last), keys, values, self.model.phi(last)
+
+
+PATHS: dict[int, str] = {0: "batch"}
+STEP_AXES: dict[str, dict[int, str]] = {
+    "token_ids": PATHS,
+    "prefix_keys": {3: "prefix"},
+    "prefix_values": {3: "prefix"},
+    "past_keys": {1: "batch", 3: "past"},
+    "past_values": {1: "batch", 3: "past"},
+    "logits": PATHS,
+    "present_keys": {1: "batch", 3: "present"},
+    "present_values": {1: "batch", 3: "present"},
+    "state_embedding": PATHS,
+}
+
+
+def step_spec(module: nn.Module, config: LanguageConfig, outputs: tuple[str, ...]) -> ExportSpec:
+    """A language step's graph: token and cache in, `outputs` out, any number of paths."""
+
+    def part(length: int) -> Tensor:
+        return torch.randn(config.depth, 1, config.key_heads, length, config.per_head)
+
+    inputs = {
+        "token_ids": torch.tensor([[7]]),
+        "prefix_keys": part(9),
+        "prefix_values": part(9),
+        "past_keys": part(4),
+        "past_values": part(4),
+    }
+    axes = {name: STEP_AXES[name] for name in (*inputs, *outputs)}
+    return ExportSpec(module, inputs, outputs, axes)
 
 
 class MaskDecoderGraph(nn.Module):

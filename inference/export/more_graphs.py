@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from inference.export.graphs import ExportSpec, ImageEncoderGraph
+from inference.export.graphs import ExportSpec, ImageEncoderGraph, step_spec
+from inference.models.lvlm import Cache
 from inference.models.medseg_r import PRIORS, MedSegR
 from inference.models.prs_med import PrsMed
 from inference.reports import PRIOR_TOKENS
@@ -25,18 +26,16 @@ class PrsPrefillGraph(nn.Module):
 
 
 class PrsStepGraph(nn.Module):
-    """One token in, its logits and the longer cache out."""
+    """One token in for each path, its logits and its longer cache out; the prefix is shared."""
 
     def __init__(self, model: PrsMed) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, token_ids: Tensor, past_keys: Tensor, past_values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """token_ids (B, 1), cache (L, B, H, S, Dh) -> logits, keys, values."""
+    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """token_ids (B, 1), cache as `Cache` -> logits, keys, values."""
         embedded = self.model.embed_text(token_ids)
-        states, keys, values = self.model.language_model(embedded, past_keys, past_values)
+        states, keys, values = self.model.language_model(embedded, Cache(*cache))
         return self.model.language_model.lm_head(states[:, -1]), keys, values
 
 
@@ -71,35 +70,24 @@ def prs_med_specs(model: PrsMed, side: int = 256) -> dict[str, ExportSpec]:
     """The four graphs of a PRS-Med package by file name. `model` must be in eval mode."""
     language = model.config.language
     pixels = torch.randn(1, 3, side, side)
-    cache = torch.randn(language.depth, 1, language.key_heads, 9, language.per_head)
     with torch.no_grad():
         embedding = model.image_encoder(pixels)
-    past, batch = {3: "past"}, {0: "batch"}
+    prefix = {3: "prefix"}
     return {
         "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
         "language_prefill.onnx": ExportSpec(
             PrsPrefillGraph(model),
             {"pixels": pixels, "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
-            ("logits", "past_keys", "past_values", "hidden_states"),
+            ("logits", "prefix_keys", "prefix_values", "hidden_states"),
             {
                 "text_ids": {1: "text"},
-                "past_keys": past,
-                "past_values": past,
+                "prefix_keys": prefix,
+                "prefix_values": prefix,
                 "hidden_states": {1: "sequence"},
             },
         ),
-        "language_step.onnx": ExportSpec(
-            PrsStepGraph(model),
-            {"token_ids": torch.tensor([[7]]), "past_keys": cache, "past_values": cache.clone()},
-            ("logits", "present_keys", "present_values"),
-            {
-                "token_ids": batch,
-                "logits": batch,
-                "past_keys": {1: "batch", 3: "past"},
-                "past_values": {1: "batch", 3: "past"},
-                "present_keys": {1: "batch", 3: "present"},
-                "present_values": {1: "batch", 3: "present"},
-            },
+        "language_step.onnx": step_spec(
+            PrsStepGraph(model), language, ("logits", "present_keys", "present_values")
         ),
         "mask_decoder.onnx": ExportSpec(
             FusionDecoderGraph(model),

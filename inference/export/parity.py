@@ -91,9 +91,9 @@ def graph_errors(
                 errors[f"{name}:{key}"] = max(
                     errors.get(f"{name}:{key}", 0.0), relative_error(got[key], value)
                 )
-            feeds |= {
-                key: value for key, value in want.items() if key not in ("present_keys", "present_values")
-            }
+            feeds |= want
+            if "prefix_keys" in want:  # some tokens were said before the step
+                feeds |= {f"past_{part}": want[f"prefix_{part}"][..., :3, :] for part in ("keys", "values")}
             feeds["seg_embedding"] = feeds.get("state_embedding", np.zeros((1, 256), np.float32))
     return errors
 

@@ -14,6 +14,7 @@ from inference.export.graphs import (
     LanguagePrefillGraph,
     LanguageStepGraph,
     MaskDecoderGraph,
+    step_spec,
 )
 from inference.export.weights import SMALLEST_INT8, shrink_weights
 from inference.models.sim4seg import Sim4Seg
@@ -23,34 +24,24 @@ OPSET = 17  # the first with LayerNormalization in one node
 
 def sim4seg_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
     """The four graphs of a Sim4Seg package by file name. `model` must be in eval mode."""
-    language, grid = model.config.language, model.config.grid
+    grid = model.config.grid
     pixels = torch.randn(1, 3, side, side)
-    cache = torch.randn(language.depth, 1, language.key_heads, 9, language.per_head)
     with torch.no_grad():
         embedding = model.image_encoder(pixels)
     hw = (embedding.shape[-2], embedding.shape[-1])
-    past = {3: "past"}
+    prefix = {3: "prefix"}
     return {
         "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
         "language_prefill.onnx": ExportSpec(
             LanguagePrefillGraph(model),
             {"pixels": pixels, "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
-            ("logits", "past_keys", "past_values", "image_tokens", "state_embedding"),
-            {"text_ids": {1: "text"}, "past_keys": past, "past_values": past},
+            ("logits", "prefix_keys", "prefix_values", "image_tokens", "state_embedding"),
+            {"text_ids": {1: "text"}, "prefix_keys": prefix, "prefix_values": prefix},
         ),
-        "language_step.onnx": ExportSpec(
+        "language_step.onnx": step_spec(
             LanguageStepGraph(model),
-            {"token_ids": torch.tensor([[7]]), "past_keys": cache, "past_values": cache.clone()},
+            model.config.language,
             ("logits", "present_keys", "present_values", "state_embedding"),
-            {
-                "token_ids": {0: "batch"},
-                "logits": {0: "batch"},
-                "state_embedding": {0: "batch"},
-                "past_keys": {1: "batch", 3: "past"},
-                "past_values": {1: "batch", 3: "past"},
-                "present_keys": {1: "batch", 3: "present"},
-                "present_values": {1: "batch", 3: "present"},
-            },
         ),
         "mask_decoder.onnx": ExportSpec(
             MaskDecoderGraph(model, hw),

@@ -7,6 +7,7 @@ Checked in numbers against `transformers` in tests/inference/models/test_lvlm.py
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,42 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
+class Cache(NamedTuple):
+    """Keys and values of what came before: a prefix that all sequences share, and what each said since.
+
+    The prefix (image and question) is held once, whatever the number of reasoning paths. Of one layer the
+    first axis is missing.
+    """
+
+    prefix_keys: Tensor  # (L, 1, key heads, S, Dh)
+    prefix_values: Tensor
+    keys: Tensor  # (L, B, key heads, T, Dh); T may be 0
+    values: Tensor
+
+
+def attend_cached(query: Tensor, cache: Cache) -> Tensor:
+    """Attention of one new token each, query (B, heads, 1, Dh), over one layer's cache -> the same shape.
+
+    The queries of all sequences meet the prefix in one matrix product.
+    """
+    key_heads, length, per_head = cache.prefix_keys.shape[1:]
+    repeats = query.shape[1] // key_heads
+    grouped = query[:, :, 0].unflatten(1, (key_heads, repeats)) * per_head**-0.5  # (B, key heads, r, Dh)
+
+    def together(x: Tensor) -> Tensor:  # (B, key heads, r, n) -> (key heads, B r, n)
+        return x.transpose(0, 1).flatten(1, 2)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.reshape(key_heads, -1, repeats, x.shape[-1]).transpose(0, 1)
+
+    before = apart(together(grouped) @ cache.prefix_keys[0].transpose(1, 2))
+    since = grouped @ cache.keys.transpose(2, 3)
+    weights = torch.cat([before, since], dim=-1).softmax(dim=-1)
+    mixed = apart(together(weights[..., :length]) @ cache.prefix_values[0])
+    mixed = mixed + weights[..., length:] @ cache.values
+    return mixed.flatten(1, 2).unsqueeze(2)
+
+
 class CausalAttention(nn.Module):
     """Self-attention with rotary positions and a key-value cache."""
 
@@ -120,23 +157,26 @@ class CausalAttention(nn.Module):
         self.o_proj = nn.Linear(inner, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, tables: tuple[Tensor, Tensor], cache: Cache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> (B, T, C), keys and values (B, key heads, S + T, Dh).
+        """x (B, T, C) -> (B, T, C), keys and values (B, key heads, T, Dh).
 
-        With a `past` only one new token may come, so no mask is needed there.
+        With a cache only one new token may come, so no mask is needed there; its keys and values follow
+        those of the cache that are not of the prefix.
         """
         query, key, value = (
             layer(x).unflatten(-1, (-1, self.per_head)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, *tables), rotate(key, *tables)
-        if past is not None:
-            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        wide_key, wide_value = key, value
-        if self.repeats > 1:
-            wide_key, wide_value = (x.repeat_interleave(self.repeats, dim=1) for x in (key, value))
-        mixed = F.scaled_dot_product_attention(query, wide_key, wide_value, is_causal=past is None)
+        if cache is not None:
+            key, value = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
+            mixed = attend_cached(query, cache._replace(keys=key, values=value))
+        else:
+            wide_key, wide_value = key, value
+            if self.repeats > 1:
+                wide_key, wide_value = (x.repeat_interleave(self.repeats, dim=1) for x in (key, value))
+            mixed = F.scaled_dot_product_attention(query, wide_key, wide_value, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
 
@@ -166,10 +206,10 @@ class LanguageBlock(nn.Module):
         self.post_attention_layernorm = RmsNorm(config.width, config.norm_eps)
 
     def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, tables: tuple[Tensor, Tensor], cache: Cache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, C) -> (B, T, C) and this layer's keys and values."""
-        attended, keys, values = self.self_attn(self.input_layernorm(x), tables, past)
+        attended, keys, values = self.self_attn(self.input_layernorm(x), tables, cache)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), keys, values
 
@@ -185,30 +225,27 @@ class LanguageModel(nn.Module):
         self.norm = RmsNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
 
-    def forward(
-        self, x: Tensor, past_keys: Tensor | None = None, past_values: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Run the layers on embeddings.
 
         Parameters
         ----------
         x
-            Embeddings (B, T, C); T = 1 where a past is given.
-        past_keys, past_values
-            (L, B, H, S, Dh) of what came before, or None at the start.
+            Embeddings (B, T, C); T = 1 where a cache is given.
+        cache
+            Of what came before, all layers; None at the start.
 
         Returns
         -------
         tuple
-            States after the final norm (B, T, C); keys and values (L, B, H, S + T, Dh).
+            States after the final norm (B, T, C); keys and values (L, B, H, T, Dh), of the prefix none.
         """
-        start = 0 if past_keys is None else past_keys.shape[3]
+        start = 0 if cache is None else cache.prefix_keys.shape[3] + cache.keys.shape[3]
         tables = rotary_tables(start, x.shape[1], self.config.per_head, self.config.rope_base)
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            past = None if past_keys is None or past_values is None else (past_keys[i], past_values[i])
-            x, key, value = layer(x, tables, past)
+            x, key, value = layer(x, tables, None if cache is None else Cache(*(part[i] for part in cache)))
             keys.append(key)
             values.append(value)
         return self.norm(x), torch.stack(keys), torch.stack(values)

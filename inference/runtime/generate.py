@@ -1,7 +1,7 @@
 """Decoding with a key-value cache, greedy or by sampling; returns tokens and the [SEG] hidden states.
 
-Several answers about one image share the pass over image and question: its cache is repeated, and every
-step runs all answers as one batch.
+Several answers about one image share the pass over image and question: its cache is held once, every step
+runs all answers as one batch, and what each has said since has a small cache of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -116,16 +116,23 @@ def generate_paths(
         name: np.repeat(first[name], len(paths), axis=0)
         for name in first.keys() & {"logits", "state_embedding"}
     }
-    keys, values = (np.repeat(first[name], len(paths), axis=1) for name in ("past_keys", "past_values"))
+    prefix = {name: first[name] for name in ("prefix_keys", "prefix_values")}
+    keys, values = (_nothing_said(each, len(paths)) for each in prefix.values())
     widths = (first["logits"].shape[-1], first.get("state_embedding", first["logits"]).shape[-1])
     while _take_tokens(paths, out, rules, choosers, widths):
         tokens = np.array(
             [[path.token_ids[-1] if path.token_ids else rules.eos_id] for path in paths], np.int64
         )
-        out = step.run({"token_ids": tokens, "past_keys": keys, "past_values": values})
+        out = step.run({"token_ids": tokens, **prefix, "past_keys": keys, "past_values": values})
         keys, values = out["present_keys"], out["present_values"]
     seconds = (prefilled - started, clock() - prefilled)
     return [_answer(path, first[rules.handed_on], seconds) for path in paths]
+
+
+def _nothing_said(prefix: Array, paths: int) -> Array:
+    """The cache (L, paths, H, 0, Dh) before the first token, for a prefix (L, 1, H, S, Dh)."""
+    layers, _, heads, _, per_head = prefix.shape
+    return np.zeros((layers, paths, heads, 0, per_head), prefix.dtype)
 
 
 def _answer(path: _Decoded, handed_on: Floats, seconds: tuple[float, float]) -> Answer:

@@ -25,7 +25,7 @@ from inference.runtime.predictors import (
     refuse_unsuitable,
     segment_each,
 )
-from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, OpenEngine, floats, open_graphs
+from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, OpenEngine, floats, open_graphs, step_inputs
 from inference.settings import InferenceSettings
 
 MODALITIES: tuple[str, ...] = tuple(TARGETS)
@@ -195,10 +195,10 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
         "image_encoder": GraphSpec({"pixels": pixels}, {"image_embedding": embedding}),
         "language_prefill": GraphSpec(
             {"pixels": pixels, "text_ids": TensorSpec("int64", (1, FREE))},
-            {"logits": logits, "past_keys": cache, "past_values": cache, "hidden_states": states},
+            {"logits": logits, "prefix_keys": cache, "prefix_values": cache, "hidden_states": states},
         ),
         "language_step": GraphSpec(
-            {"token_ids": TensorSpec("int64", (1, 1)), "past_keys": cache, "past_values": cache},
+            step_inputs(cache),
             {"logits": logits, "present_keys": cache, "present_values": cache},
         ),
         "mask_decoder": GraphSpec(

@@ -61,14 +61,14 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
             {"pixels": pixels, "text_ids": TensorSpec("int64", (1, FREE))},
             {
                 "logits": logits,
-                "past_keys": cache,
-                "past_values": cache,
+                "prefix_keys": cache,
+                "prefix_values": cache,
                 "image_tokens": image_tokens,
                 "state_embedding": state,
             },
         ),
         "language_step": GraphSpec(
-            {"token_ids": TensorSpec("int64", (1, 1)), "past_keys": cache, "past_values": cache},
+            step_inputs(cache),
             {"logits": logits, "present_keys": cache, "present_values": cache, "state_embedding": state},
         ),
         "mask_decoder": GraphSpec(
@@ -91,3 +91,9 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
 def floats(*shape: int | None) -> TensorSpec:
     """A float32 tensor of this shape; None is any length."""
     return TensorSpec("float32", shape)
+
+
+def step_inputs(cache: TensorSpec) -> dict[str, TensorSpec]:
+    """What a language step takes: each path's token, the cache that all paths share, and their own."""
+    names = ("prefix_keys", "prefix_values", "past_keys", "past_values")
+    return {"token_ids": TensorSpec("int64", (1, 1)), **dict.fromkeys(names, cache)}

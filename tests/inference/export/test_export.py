@@ -56,7 +56,7 @@ def compare(folder: Path, name: str, spec: ExportSpec, feeds: dict[str, torch.Te
 
 def feeds_of(name: str, length: int) -> dict[str, torch.Tensor]:
     """Inputs whose free axes have another length than at export."""
-    cache = torch.randn(2, length, 4, 20 + length, 8)
+    cache = torch.randn(2, length, 4, length - 1, 8)
     return {
         "image_encoder.onnx": {"pixels": torch.randn(1, 3, 256, 256)},
         "language_prefill.onnx": {
@@ -65,6 +65,8 @@ def feeds_of(name: str, length: int) -> dict[str, torch.Tensor]:
         },
         "language_step.onnx": {
             "token_ids": torch.randint(0, 768, (length, 1)),
+            "prefix_keys": torch.randn(2, 1, 4, 20 + length, 8),
+            "prefix_values": torch.randn(2, 1, 4, 20 + length, 8),
             "past_keys": cache,
             "past_values": cache + 1,
         },

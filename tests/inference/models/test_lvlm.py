@@ -1,11 +1,14 @@
 """Our language model and tower against `transformers`, and the cache against the full pass."""
 
 import warnings
+from dataclasses import replace
 
+import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from inference.models.lvlm import (
+    Cache,
     ClipConfig,
     ClipTower,
     LanguageConfig,
@@ -38,17 +41,22 @@ def test_language_model_equals_llama() -> None:
 
 
 @torch.no_grad()
-def test_steps_with_the_cache_equal_the_full_pass() -> None:
-    model = LanguageModel(TINY).eval()
-    embedded = model.embed_tokens(torch.randint(0, 40, (2, 12)))
-    full, full_keys, full_values = model(embedded)
-    states, keys, values = model(embedded[:, :7])
-    parts = [states]
-    for i in range(7, 12):
-        states, keys, values = model(embedded[:, i : i + 1], keys, values)
+@pytest.mark.parametrize("kv_heads", [0, 1])
+def test_steps_that_share_a_prefix_equal_the_full_pass(kv_heads: int) -> None:
+    model = LanguageModel(replace(TINY, kv_heads=kv_heads)).eval()
+    prefix, said = torch.randint(0, 40, (1, 7)), torch.randint(0, 40, (3, 5))
+    full, full_keys, full_values = model(model.embed_tokens(torch.cat([prefix.expand(3, -1), said], 1)))
+    _, prefix_keys, prefix_values = model(model.embed_tokens(prefix))
+    keys = values = prefix_keys[..., :0, :].expand(-1, 3, -1, -1, -1)
+    parts = []
+    for i in range(5):
+        cache = Cache(prefix_keys, prefix_values, keys, values)
+        states, keys, values = model(model.embed_tokens(said[:, i : i + 1]), cache)
         parts.append(states)
-    torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close((keys, values), (full_keys, full_values), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, 1), full[:, 7:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (keys, values), (full_keys[..., 7:, :], full_values[..., 7:, :]), rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()

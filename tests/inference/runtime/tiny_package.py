@@ -121,7 +121,7 @@ def image_encoder() -> onnx.ModelProto:
 
 
 def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
-    """The cache holds the steps taken (keys) and which script is recited (values)."""
+    """The prefix says which script is recited (values)."""
     along_state = np.zeros((1, STATE), np.float32)
     along_state[0, 0] = 1
     nodes = [
@@ -131,8 +131,8 @@ def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Shape", ["text_ids"], ["length"], start=1),
         helper.make_node("Add", ["length", "prefix"], ["sequence"]),
         helper.make_node("Concat", ["ones3", "sequence", "ones1"], ["cache_shape"], axis=0),
-        helper.make_node("Expand", ["zero", "cache_shape"], ["past_keys"]),
-        helper.make_node("Expand", ["script", "cache_shape"], ["past_values"]),
+        helper.make_node("Expand", ["zero", "cache_shape"], ["prefix_keys"]),
+        helper.make_node("Expand", ["script", "cache_shape"], ["prefix_values"]),
         helper.make_node("Cast", ["script"], ["row"], to=INT64),
         helper.make_node("Mul", ["row", "steps"], ["index"]),
         helper.make_node("Unsqueeze", ["index", "axis0"], ["indices"]),
@@ -149,8 +149,8 @@ def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
         {"pixels": (FLOAT, [1, 3, SIDE, SIDE]), "text_ids": (INT64, [1, "T"])},
         {
             "logits": [1, logits.shape[-1]],
-            "past_keys": cache,
-            "past_values": cache,
+            "prefix_keys": cache,
+            "prefix_values": cache,
             "image_tokens": [GRID * GRID, STATE],
             "state_embedding": [1, STATE],
         },
@@ -179,9 +179,11 @@ def language_step(logits: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Add", ["nothing", "one"], ["count"]),
         helper.make_node("Reshape", ["count", "cell"], ["counted"]),
         helper.make_node("Concat", ["past_keys", "counted"], ["present_keys"], axis=3),
-        helper.make_node("Slice", ["past_values", "begin", "end", "axis3"], ["script_cell"]),
+        helper.make_node("Slice", ["prefix_values", "begin", "end", "axis3"], ["script_cell"]),
         helper.make_node("Concat", ["past_values", "script_cell"], ["present_values"], axis=3),
-        helper.make_node("ReduceSum", ["present_keys"], ["taken"], keepdims=0),
+        helper.make_node("ReduceSum", ["present_keys"], ["said"], keepdims=0),
+        helper.make_node("ReduceSum", ["prefix_keys"], ["before"], keepdims=0),  # zeros
+        helper.make_node("Add", ["said", "before"], ["taken"]),
         helper.make_node("ReduceMax", ["script_cell"], ["script"], keepdims=0),
         helper.make_node("Mul", ["script", "steps"], ["offset"]),
         helper.make_node("Add", ["taken", "offset"], ["place"]),
@@ -190,10 +192,16 @@ def language_step(logits: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Gather", ["table", "indices"], ["logits"]),
         helper.make_node("Gather", ["states", "indices"], ["state_embedding"]),
     ]
-    past, present = [1, "B", 1, "S", 1], [1, "B", 1, "S_next", 1]
+    prefix, past, present = [1, 1, 1, "S", 1], [1, "B", 1, "T", 1], [1, "B", 1, "T_next", 1]
     return _model(
         nodes,
-        {"token_ids": (INT64, ["B", 1]), "past_keys": (FLOAT, past), "past_values": (FLOAT, past)},
+        {
+            "token_ids": (INT64, ["B", 1]),
+            "prefix_keys": (FLOAT, prefix),
+            "prefix_values": (FLOAT, prefix),
+            "past_keys": (FLOAT, past),
+            "past_values": (FLOAT, past),
+        },
         {
             "logits": ["B", logits.shape[-1]],
             "present_keys": present,
