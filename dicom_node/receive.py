@@ -164,15 +164,17 @@ class Intake:
         announced, incoming = self._announced, self._incoming
         plan = HeaderPlan(self._start, announced.transfer_syntax_uid, self._receiver.limits.header, INDEXED)
         with _translated_errors():
+            stored = incoming.complete()  # the disk writes while we look
             header = check_received(self._beginning, incoming.size_bytes, incoming.reader, plan)
             elements = _elements_of(header, announced)
             _check_uids(elements, announced)
-            stored = self._receiver.seal(incoming)
             try:
                 record = record_from_dataset(elements, stored, announced.origin, announced.is_own_result)
             except VALUE_ERRORS as error:
                 raise Unparseable(f"a value cannot be read ({type(error).__name__})") from error
-            return self._receiver.identity.completed(record, incoming.reader)
+            record = self._receiver.identity.completed(record, incoming.reader)
+            self._receiver.seal(incoming)
+            return record
 
     def finish(self) -> Received:
         """Have the instance durable and indexed; raises as `check`, and ConflictingInstance."""

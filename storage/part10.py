@@ -41,11 +41,14 @@ _HEX = "[0-9a-f]"
 _OBJECT_PATH = re.compile(
     rf"{OBJECTS}/({_HEX}{{2}})/(?:\1{_HEX}{{62}}|({_HEX}{{2}})/\1\2{_HEX}{{60}})\.dcm", re.ASCII
 )
-_PAGE_BYTES = 4096
-_WRITE_OUT_BYTES = 1 << 17  # written data is sent on its way to the disk in pieces of this size
+_BLOCK_BYTES = 1 << 20  # whole pages: small pieces, or a page written twice, cost several times as much
+_SPARE_BLOCKS = 8
+_WRITE_OUT_BYTES = 1 << 17  # less than this the fsync writes as quickly
 _SYNC_FILE_RANGE_WRITE = 2
 _sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_NO_BLOCK = memoryview(b"")
+_spare_blocks: list[memoryview] = []  # new memory is slower than a used one; append and pop are atomic
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,17 @@ class IncomingFile:
         self._files_root = files_root
         self.name = f"{files_root}/{INCOMING}/{secrets.token_hex(16)}.part"
         self._digest = hashlib.sha256()
-        self._sealed: StoredFile | None = None
-        self._written_out = 0  # bytes that the disk was asked to take already
+        self._block = _NO_BLOCK
+        self._collected = 0  # bytes of the block, which are not in the file yet
+        self._complete: StoredFile | None = None
+        self._is_sealed = False
+        self._sent_out = 0  # bytes that the disk was asked to take already
         self.size_bytes = 0
         with disk_errors():
             make_durable_directory(str(files_root), INCOMING)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(self.name, flags, 0o600)
+        self._block = _take_block()
 
     @property
     def path(self) -> Path:
@@ -78,23 +85,34 @@ class IncomingFile:
         return Path(self.name)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append `data`; raises StorageFull when the disk has no room for it."""
-        descriptor = self._descriptor
-        length = len(data) if isinstance(data, bytes) else data.nbytes
-        try:
-            written = os.write(descriptor, data)
-            while written < length:
-                written += os.write(descriptor, memoryview(data)[written:])
-        except OSError as error:
-            raise disk_error(error) from error
-        self._digest.update(data)
-        self.size_bytes += length
-        self._write_out()
+        """Append `data`; raises StorageFull when the disk has no room for it, now or at the next call."""
+        left = memoryview(data)
+        self.size_bytes += left.nbytes
+        while (room := _BLOCK_BYTES - self._collected) <= left.nbytes:
+            self._block[self._collected :] = left[:room]
+            self._collected, left = _BLOCK_BYTES, left[room:]
+            self._send_out()
+        end = self._collected + left.nbytes
+        self._block[self._collected : end] = left
+        self._collected = end
 
     def reader(self) -> BinaryIO:
         """Open what was written so far, from its beginning; the caller closes it."""
+        self._send_out()
         with disk_errors():
             return self.path.open("rb")
+
+    def complete(self) -> StoredFile:
+        """Say that all has come: the last bytes are on their way to the disk, which `seal` waits for.
+
+        Returns what `keep_all` will make of the file. Raises StorageFull if there is no room.
+        """
+        if self._complete is None:
+            self._send_out()
+            sha256 = self._digest.hexdigest()
+            self._complete = StoredFile(f"{OBJECTS}/{sha256[:2]}/{sha256}.dcm", sha256, self.size_bytes)
+            self._give_block_back()
+        return self._complete
 
     def seal(self) -> StoredFile:
         """Make the bytes durable, still without their name; returns what `keep_all` will make of them.
@@ -106,12 +124,12 @@ class IncomingFile:
         NotDurable
             If fsync failed. It is not tried again: the kernel may have dropped the pages already.
         """
-        if self._sealed is None:
-            sha256 = self._digest.hexdigest()
+        stored = self.complete()
+        if not self._is_sealed:
             with disk_errors():
                 fsync(self._descriptor)
-            self._sealed = StoredFile(f"{OBJECTS}/{sha256[:2]}/{sha256}.dcm", sha256, self.size_bytes)
-        return self._sealed
+            self._is_sealed = True
+        return stored
 
     def keep(self) -> StoredFile:
         """Make the file durable under its content address, alone; raises as `seal` does."""
@@ -128,20 +146,32 @@ class IncomingFile:
 
     def close(self) -> None:
         """Let go of the file, which stays where it is."""
+        self._give_block_back()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             with suppress(OSError):
                 os.close(descriptor)
 
-    def _write_out(self) -> None:
-        # The disk writes while the rest still arrives: the fsync at the end then waits for little. Whole pages
-        # only: the next bytes go into the last one, and would wait until the disk has written it.
-        whole = self.size_bytes & ~(_PAGE_BYTES - 1)
-        if whole - self._written_out >= _WRITE_OUT_BYTES:
-            _sync_file_range(
-                self._descriptor, self._written_out, whole - self._written_out, _SYNC_FILE_RANGE_WRITE
-            )
-            self._written_out = whole
+    def _send_out(self) -> None:
+        """Write what was collected at once, and have the disk begin with it while it is hashed."""
+        data, self._collected = self._block[: self._collected], 0
+        if not data:
+            return
+        try:
+            written = os.write(self._descriptor, data)
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:])
+        except OSError as error:
+            raise disk_error(error) from error
+        if len(data) >= _WRITE_OUT_BYTES:
+            _sync_file_range(self._descriptor, self._sent_out, len(data), _SYNC_FILE_RANGE_WRITE)
+        self._sent_out += len(data)
+        self._digest.update(data)
+
+    def _give_block_back(self) -> None:
+        block, self._block = self._block, _NO_BLOCK
+        if block and len(_spare_blocks) < _SPARE_BLOCKS:
+            _spare_blocks.append(block)
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +180,13 @@ class IncomingFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+def _take_block() -> memoryview:
+    try:
+        return _spare_blocks.pop()
+    except IndexError:
+        return memoryview(bytearray(_BLOCK_BYTES))
 
 
 def keep_all(files_root: Path, incoming: Sequence[IncomingFile]) -> list[StoredFile]:

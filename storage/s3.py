@@ -219,8 +219,7 @@ class _Incoming(IncomingFile):
 
     def seal(self) -> StoredFile:
         """Say what `keep` will make of the bytes."""
-        sha256 = self._digest.hexdigest()
-        return StoredFile(f"{OBJECTS}/{sha256[:2]}/{sha256}.dcm", sha256, self.size_bytes)
+        return self.complete()
 
     def keep(self) -> StoredFile:
         """Put the file; raises NotDurable, StorageFull, StorageUnavailable."""
