@@ -25,7 +25,8 @@ PANEL_SCRIPT: Final = """"use strict";
     const term = document.createElement("dt");
     const text = document.createElement("dd");
     term.textContent = name;
-    text.textContent = Array.isArray(value) ? value.join(" ") : String(value);
+    const words = Array.isArray(value) ? value.join(" ") : String(value);
+    text.textContent = words.replaceAll("[SEG]", "outlined");
     part("said").append(term, text);
   };
 
