@@ -1,21 +1,23 @@
-"""5-7. analyse(): a series and a predictor -> findings, SEG and SR, and a summary for people and machines."""
+"""5-7. analyse(): a series and a predictor -> findings, the objects of a result, a summary of it."""
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from pydicom.dataset import Dataset
 
 from dicom_node.context import NO_CONTEXT, ResultContext
 from dicom_node.findings import Findings, Region
+from dicom_node.forms.content import Content
+from dicom_node.forms.form import Form, Made, Profile
+from dicom_node.forms.making import default_objects, make_report, make_segmentations, other_objects
 from dicom_node.frames import IMAGER_PIXEL_SPACING, SourceSeries
 from dicom_node.provenance import ModelIdentity, Provenance
 from dicom_node.reading import AnalysisRequest, Reading, read_series
 from dicom_node.regions import measure, volume_ml
-from dicom_node.seg import SegmentationRequest, build_segmentation
-from dicom_node.sr import build_report
 from dicom_node.ventricle import VentricleVolumes, conclude, remarks_on
 from inference.contract import Predictor
 
@@ -27,16 +29,25 @@ NO_FINDING: Final = "NO FINDING"
 class Result:
     """What one analysis gives: the objects to store and what people and machines read first."""
 
-    segmentations: tuple[Dataset, ...]  # one a series that anything was outlined in
-    report: Dataset
+    objects: tuple[Made, ...]  # in the order in which they refer to each other
     findings: Findings
     summary: dict[str, object]
     outcome: str  # RESULT or NO FINDING; a series that cannot be analysed raises NotSuitable instead
 
     @property
     def datasets(self) -> list[Dataset]:
-        """The objects in the order in which they refer to each other."""
-        return [*self.segmentations, self.report]
+        """All objects."""
+        return [made.dataset for made in self.objects]
+
+    @property
+    def segmentations(self) -> tuple[Dataset, ...]:
+        """BINARY SEGs, one a series that anything was outlined in."""
+        return tuple(made.dataset for made in self.objects if made.form is Form.SEG)
+
+    @property
+    def report(self) -> Dataset:
+        """The SR that goes with the BINARY SEGs."""
+        return next(made.dataset for made in self.objects if made.form is Form.SR)
 
 
 def analyse(
@@ -44,22 +55,26 @@ def analyse(
     predictor: Predictor,
     request: AnalysisRequest,
     context: ResultContext = NO_CONTEXT,
+    profiles: Collection[Profile] = (),
 ) -> Result:
-    """Run `predictor` on every frame and put what it says into a SEG and an SR."""
+    """Run `predictor` on every frame and put what it says into a SEG, an SR, and what `profiles` ask for."""
     seconds: dict[str, float] = {}
     with _timed(seconds, "run"):
         reading = read_series(series, predictor, request)
     provenance = _provenance(series, predictor, request, context)
     findings = _findings(series, reading, context)
+    content = Content(series, reading.masks, findings, provenance)
     with _timed(seconds, "seg"):
-        segmentations = _segmentations(series, reading, findings, provenance)
+        segmentations = make_segmentations(content)
     with _timed(seconds, "sr"):
-        report = build_report(series, segmentations, findings, provenance)
+        report = make_report(content, segmentations)
+    with _timed(seconds, "forms"):
+        objects = (*default_objects(segmentations, report), *other_objects(content, profiles))
     summary = _summary(series, findings, provenance)
-    summary["sop_instance_uids"] = _uids(segmentations, report)
+    summary["sop_instance_uids"] = _uids(objects)
     summary["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
     is_finding = bool(segmentations) or findings.diagnosis is not None
-    return Result(segmentations, report, findings, summary, RESULT if is_finding else NO_FINDING)
+    return Result(objects, findings, summary, RESULT if is_finding else NO_FINDING)
 
 
 @contextmanager
@@ -83,12 +98,15 @@ def _provenance(
     )
 
 
-def _uids(segmentations: tuple[Dataset, ...], report: Dataset) -> dict[str, str | None]:
-    """SOP Instance UIDs of the objects; of a result over several series each further SEG has a number."""
+def _uids(objects: Collection[Made]) -> dict[str, str | None]:
+    """SOP Instance UIDs of the objects by form; where there are several of one, each further has a number."""
     uids: dict[str, str | None] = {"seg": None}
-    for number, segmentation in enumerate(segmentations, start=1):
-        uids["seg" if number == 1 else f"seg {number}"] = str(segmentation.SOPInstanceUID)
-    return uids | {"sr": str(report.SOPInstanceUID)}
+    count = Counter[Form]()
+    for made in objects:
+        count[made.form] += 1
+        name = made.form.lower() if count[made.form] == 1 else f"{made.form.lower()} {count[made.form]}"
+        uids[name] = str(made.dataset.SOPInstanceUID)
+    return uids
 
 
 def _findings(series: SourceSeries, reading: Reading, context: ResultContext) -> Findings:
@@ -136,35 +154,6 @@ def _remarks(series: SourceSeries, reading: Reading) -> tuple[str, ...]:
     if not reading.prediction.is_well_formed:
         remarks.append("The model's answer is incomplete.")
     return tuple(remarks)
-
-
-def _segmentations(
-    series: SourceSeries, reading: Reading, findings: Findings, provenance: Provenance
-) -> tuple[Dataset, ...]:
-    """One SEG for each series that anything was outlined in: viewers show no SEG over several."""
-    uids = dict.fromkeys(str(frame.source.SeriesInstanceUID) for frame in series.frames)
-    built = []
-    for uid in uids:
-        part, places = _part(series, uid)
-        masks = [reading.masks[place] for place in places]
-        if any(mask.any() for mask in masks):
-            name = "" if uid == provenance.series_instance_uid else uid
-            request = SegmentationRequest(findings.target, findings.body_part, provenance, name)
-            built.append(build_segmentation(part, masks, request))
-    return tuple(built)
-
-
-def _part(series: SourceSeries, series_instance_uid: str) -> tuple[SourceSeries, list[int]]:
-    """What of `series` lies in the DICOM series of this UID, and where its frames stand."""
-    places = [
-        place
-        for place, frame in enumerate(series.frames)
-        if str(frame.source.SeriesInstanceUID) == series_instance_uid
-    ]
-    datasets = [each for each in series.datasets if str(each.SeriesInstanceUID) == series_instance_uid]
-    return replace(
-        series, datasets=tuple(datasets), frames=tuple(series.frames[place] for place in places)
-    ), places
 
 
 def _summary(series: SourceSeries, findings: Findings, provenance: Provenance) -> dict[str, object]:

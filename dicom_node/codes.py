@@ -32,6 +32,8 @@ MODALITY = _dcm("121139", "Modality")  # TID 1602
 PIXEL_DATA_ROWS = _dcm("110910", "Pixel Data Rows")  # TID 1602
 PIXEL_DATA_COLUMNS = _dcm("110911", "Pixel Data Columns")  # TID 1602
 DEVICE = _dcm("121007", "Device")  # CID 270
+OF_INTEREST = _dcm("113000", "Of Interest")  # CID 7010
+IMAGING_REPORT = Code("18748-4", "LN", "Diagnostic Imaging Report")  # CID 7000
 
 # Measurements.
 AREA = _sct("42798000", "Area")  # CID 7469

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicom_node.air.gate import Broken, check_together
+from dicom_node.air.gate import Broken, check_references, check_together
 from dicom_node.findings import Ended, Findings
+from dicom_node.forms.form import Form, Made, Recipient
 from dicom_node.frames import Frame, SourceSeries
 from dicom_node.provenance import ModelIdentity, Provenance
 from dicom_node.receive import Receiver
@@ -62,28 +63,33 @@ class Outbox(Protocol):
     @property
     def receiver(self) -> Receiver: ...  # noqa: D102
     @property
-    def destinations(self) -> tuple[str, ...]: ...  # noqa: D102
+    def destinations(self) -> tuple[Recipient, ...]: ...  # noqa: D102
 
 
-def require_sound(results: Sequence[Dataset], sources: Sequence[Dataset]) -> None:
-    """Let nothing pass that a rule of `air.py` forbids.
+def require_sound(
+    results: Sequence[Made], sources: Sequence[Dataset], recipients: Sequence[Recipient]
+) -> None:
+    """Let nothing pass that a rule of `air` forbids, neither all together nor what one destination gets.
 
     Raises
     ------
     ResultBroken
         Before anything is stored.
     """
-    broken = check_together(results, sources)
+    broken = check_together([made.dataset for made in results], sources)
+    for profile in dict.fromkeys(recipient.forms for recipient in recipients):
+        broken += check_references([made.dataset for made in results if made.is_for(profile)], sources)
     if broken:
         raise ResultBroken(broken)
 
 
-def store_and_queue(tx: Transaction, services: Outbox, job_id: str, results: Sequence[Dataset]) -> list[str]:
-    """Store sound results and queue each for every destination, in the caller's transaction."""
-    stored = services.receiver.receive_own_results(tx, results, job_id)
-    for sop_instance_uid in stored:
+def store_and_queue(tx: Transaction, services: Outbox, job_id: str, results: Sequence[Made]) -> list[str]:
+    """Store sound results and queue each for the destinations it is for, in the caller's transaction."""
+    stored = services.receiver.receive_own_results(tx, [made.dataset for made in results], job_id)
+    for made, sop_instance_uid in zip(results, stored, strict=True):
         for destination in services.destinations:
-            queue_delivery(tx, sop_instance_uid, destination, job_id)
+            if made.is_for(destination.forms):
+                queue_delivery(tx, sop_instance_uid, destination.name, job_id)
     hold_results(tx, job_id)
     return stored
 
@@ -103,7 +109,7 @@ def end_without_result(
     if broken:  # the identity of the images themselves breaks a rule; the operator's page still tells
         logger.error("outcome not sent", extra={"job_id": job.job_id, "reason": str(broken[0])})
         return []
-    return store_and_queue(tx, services, job.job_id, [report])
+    return store_and_queue(tx, services, job.job_id, [Made(Form.SR, report)])
 
 
 def outcome_report(series: SourceSeries, job: JobOfSeries, ended: Ended) -> Dataset:

@@ -11,26 +11,51 @@ from dicom_node.frames import Frame
 from dicom_node.regions import outlines
 
 BANNER: Final = "AI result, research use only"
+NOTHING_OUTLINED: Final = "Nothing outlined; that does not mean normal."
 SHORT_SIDE_PX: Final = 480  # small frames are enlarged until their shorter side has at least so many pixels
-BANNER_PX: Final = 26
+LONG_SIDE_PX: Final = 8192  # and never enlarged beyond this, however odd its proportions are
+BANNER_PX: Final = 26  # at least; of large pictures the BANNER_SHARE-th part of the shorter side
+BANNER_SHARE: Final = 20
 CONTOUR: Final = (255, 214, 10)
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def save_key_picture(path: Path, frame: Frame, mask: NDArray[np.bool_] | None) -> None:
-    """Write `frame` in its true proportions, the outlines of `mask` (H, W), and a banner."""
+    """Write the picture of `draw_key_picture` as a PNG."""
+    draw_key_picture(frame, mask).save(path, format="PNG")
+
+
+def draw_key_picture(frame: Frame, mask: NDArray[np.bool_] | None) -> Image.Image:
+    """`frame` in its true proportions, the outlines of `mask` (H, W), and a banner below."""
+    across, down = picture_scale(frame)
+    size = (max(round(frame.size[1] * across), 1), max(round(frame.size[0] * down), 1))
+    banner_px = max(BANNER_PX, min(size) // BANNER_SHARE)
+    shown = Image.fromarray(frame.image).resize(size, Image.Resampling.BICUBIC)
+    picture = Image.new("RGB", (size[0], size[1] + banner_px))
+    picture.paste(shown, (0, 0))
+    draw = ImageDraw.Draw(picture)
+    is_outlined = mask is not None and bool(mask.any())
+    for line in outlines(mask) if mask is not None and is_outlined else []:
+        points = [(float(x) * across, float(y) * down) for x, y in line]
+        draw.line(points, fill=CONTOUR, width=max(2, banner_px // 13), joint="curve")
+    words, font = _banner(is_outlined=is_outlined, size=(size[0], banner_px))
+    draw.text((6, size[1] + banner_px // 6), words, fill=CONTOUR, font=font)
+    return picture
+
+
+def picture_scale(frame: Frame) -> tuple[float, float]:
+    """Picture pixels for one pixel of the frame, across and down; distances are as in the patient."""
     height, width = frame.size
     rows, columns = frame.spacing_mm or (1.0, 1.0)
     base = min(float(rows), float(columns))
-    scale = max(SHORT_SIDE_PX / min(height * float(rows) / base, width * float(columns) / base), 1.0)
-    across, down = scale * float(columns) / base, scale * float(rows) / base  # picture pixels per frame pixel
-    size = (max(round(width * across), 1), max(round(height * down), 1))
-    shown = Image.fromarray(frame.image).resize(size, Image.Resampling.BICUBIC)
-    picture = Image.new("RGB", (size[0], size[1] + BANNER_PX))
-    picture.paste(shown, (0, 0))
-    draw = ImageDraw.Draw(picture)
-    for line in [] if mask is None or not mask.any() else outlines(mask):
-        draw.line(
-            [(float(x) * across, float(y) * down) for x, y in line], fill=CONTOUR, width=2, joint="curve"
-        )
-    draw.text((6, size[1] + 4), BANNER, fill=CONTOUR, font=ImageFont.load_default(15))
-    picture.save(path, format="PNG")
+    sides = height * float(rows) / base, width * float(columns) / base
+    scale = min(max(SHORT_SIDE_PX / min(sides), 1.0), LONG_SIDE_PX / max(sides))
+    return scale * float(columns) / base, scale * float(rows) / base
+
+
+def _banner(*, is_outlined: bool, size: tuple[int, int]) -> tuple[str, Font]:
+    """Words that fit into `size` (width, height), and their font."""
+    words = BANNER if is_outlined else f"{BANNER}. {NOTHING_OUTLINED}"
+    height = size[1] * 15 / BANNER_PX
+    width = ImageFont.load_default(height).getlength(words)
+    return words, ImageFont.load_default(height * min(1.0, (size[0] - 12) / width))

@@ -1,4 +1,4 @@
-"""5-8. run_job(): load -> preprocess -> run -> SEG/SR -> store, one screen long."""
+"""5-8. run_job(): load -> preprocess -> run -> SEG, SR and other forms -> store, one screen long."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 
 from dicom_node.analysis import Result, analyse
 from dicom_node.errors import InputUnreadable
+from dicom_node.forms.form import Recipient
 from dicom_node.frames import (
     Decode,
     Frame,
@@ -77,7 +78,7 @@ class Services:
     files: FileStore
     open_predictor: Callable[[str], Predictor]
     frame_limits: FrameLimits
-    destinations: tuple[str, ...]
+    destinations: tuple[Recipient, ...]
     decode: Decode = display_frames  # of image files; a worker has it done in limited children
 
 
@@ -127,7 +128,7 @@ def _store(
 ) -> None:
     summary = result.summary | {"standing": standing.summary()}
     with services.database.transaction() as tx:
-        stored = store_and_queue(tx, services, job.job_id, result.datasets)
+        stored = store_and_queue(tx, services, job.job_id, result.objects)
         supersede(tx, job, standing.inputs, standing.predecessors, stored)
         complete_job(tx, job.job_id, job.fence, result.outcome, summary, model_version=model_version)
 
@@ -164,8 +165,9 @@ def _analyse(job: ClaimedJob, predictor: Predictor, services: Services) -> tuple
         ]
         series = join_series(parts)
         request = AnalysisRequest(job.query, job.target or None)
-        result = analyse(series, predictor, request, standing.context)
-        require_sound(result.datasets, series.datasets)
+        profiles = {recipient.forms for recipient in services.destinations}
+        result = analyse(series, predictor, request, standing.context, profiles)
+        require_sound(result.objects, series.datasets, services.destinations)
         return result, standing
 
 

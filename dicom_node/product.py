@@ -3,7 +3,7 @@
 from typing import Final
 
 MANUFACTURER: Final = "sim4seg-node"
-RESULT_MODALITIES: Final = frozenset({"SEG", "SR"})
+RESULT_MODALITIES: Final = frozenset({"SEG", "SR", "OT", "PR", "KO", "DOC"})  # of the forms of a result
 
 
 def is_own_result(modality: str, manufacturer: str) -> bool:

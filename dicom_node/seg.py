@@ -1,4 +1,4 @@
-"""7 SEG. Masks + plane geometry -> Segmentation instance; one segment, one SEG per series.
+"""7 SEG. Masks + plane geometry -> Segmentation instance; one segment, one SEG per series, in three forms.
 
 highdicom asks for sources that lie in one frame of reference. Ultrasound, endoscopy, photographs and most
 radiographs do not, so it is shown one stand-in of a single frame; every frame is then written with its
@@ -13,7 +13,12 @@ from typing import Final
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationFractionalTypeValues,
+    SegmentDescription,
+)
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -22,6 +27,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node import codes
+from dicom_node.forms.form import Form
+from dicom_node.forms.segmentation import ENCODINGS, FULL
 from dicom_node.frames import Frame, SourceSeries
 from dicom_node.product import MANUFACTURER
 from dicom_node.provenance import (
@@ -49,25 +56,31 @@ class SegmentationRequest:
     body_part: str
     provenance: Provenance
     part: str = ""  # of a result over several series: which of them, since each has its own SEG
+    form: Form = Form.SEG
 
     def uid(self, kind: str) -> str:
         """The UID of one part of this object."""
-        return self.provenance.uid(f"{kind} {self.part}".strip())
+        form = "" if self.form is Form.SEG else f"{self.form} "
+        return self.provenance.uid(f"{kind} {form}{self.part}".strip())
 
 
 def build_segmentation(
     series: SourceSeries, masks: Sequence[NDArray[np.bool_]], request: SegmentationRequest
 ) -> Dataset:
-    """A BINARY Segmentation of `masks`, one (H, W) bool per frame of `series`; one must not be empty.
+    """A Segmentation of `masks`, one (H, W) bool per frame of `series`; one must not be empty.
 
     Source: PS3.3 A.51 and C.8.20; interop.md 4.5 for what OHIF needs.
     """
+    encoding = ENCODINGS[request.form]
     marked = [index for index, mask in enumerate(masks) if mask.any()]
     frames = [series.frames[index] for index in marked]
     has_geometry = _share_geometry(series.frames)
     source = _stand_in(frames[0], has_geometry, request)
     dataset = _plain(_segmentation(source, masks[marked[0]], request))
-    _set_frames(dataset, frames, [masks[index] for index in marked], has_geometry=has_geometry)
+    dataset.NumberOfFrames = len(frames)
+    dataset.PixelData = encoding.pixels([masks[index] for index in marked])
+    _set_frames(dataset, frames, has_geometry=has_geometry, names_segment=encoding.names_segment)
+    _put_background_last(dataset)
     _set_shared(dataset, frames[0], has_geometry=has_geometry)
     _set_references(dataset, series)
     _finish(dataset, series, request)
@@ -113,11 +126,11 @@ def _frame_of_reference(frame: Frame, has_geometry: bool, provenance: Provenance
 def _segmentation(source: Dataset, mask: NDArray[np.bool_], request: SegmentationRequest) -> Segmentation:
     """The SEG of one frame: what all frames share is highdicom's, the frames follow in _set_frames."""
     provenance = request.provenance
-    segment = describe_segment(request)
+    encoding, segment = ENCODINGS[request.form], describe_segment(request)
     return Segmentation(
         source_images=[source],
-        pixel_array=mask[np.newaxis],
-        segmentation_type=SegmentationTypeValues.BINARY,
+        pixel_array=encoding.stands_in(mask)[np.newaxis],
+        segmentation_type=encoding.type,
         segment_descriptions=[segment],
         series_instance_uid=request.uid("seg series"),
         series_number=SERIES_NUMBER,
@@ -133,6 +146,8 @@ def _segmentation(source: Dataset, mask: NDArray[np.bool_], request: Segmentatio
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
         contributing_equipment=[provenance.equipment()],
+        fractional_type=SegmentationFractionalTypeValues.OCCUPANCY,  # inside is occupied wholly
+        max_fractional_value=FULL,
     )
 
 
@@ -169,37 +184,29 @@ def _plain(segmentation: Segmentation) -> Dataset:
 
 
 def _set_frames(
-    dataset: Dataset, frames: Sequence[Frame], masks: Sequence[NDArray[np.bool_]], *, has_geometry: bool
+    dataset: Dataset, frames: Sequence[Frame], *, has_geometry: bool, names_segment: bool
 ) -> None:
-    """One frame a mask, with its place and its source; `dicom-node bench seg` says why not highdicom."""
-    dataset.NumberOfFrames = len(frames)
-    dataset.PixelData = _packed(masks)
+    """One group a frame, with its place and its source; `dicom-node bench seg` says why not highdicom."""
     dataset.PerFrameFunctionalGroupsSequence = DicomSequence(
-        [_frame_groups(frame, place, has_geometry=has_geometry) for place, frame in enumerate(frames)]
+        [
+            _frame_groups(frame, place, has_geometry=has_geometry, names_segment=names_segment)
+            for place, frame in enumerate(frames)
+        ]
     )
 
 
-def _packed(masks: Sequence[NDArray[np.bool_]]) -> bytes:
-    """All pixels as one run of bits; eight frames are whole bytes always. Source: PS3.5 8.1.1."""
-    parts = [
-        np.packbits(np.stack(masks[start : start + 8]).reshape(-1), bitorder="little").tobytes()
-        for start in range(0, len(masks), 8)
-    ]
-    data = b"".join(parts)
-    return data + b"\0" * (len(data) % 2)
-
-
-def _frame_groups(frame: Frame, place: int, *, has_geometry: bool) -> Dataset:
+def _frame_groups(frame: Frame, place: int, *, has_geometry: bool, names_segment: bool) -> Dataset:
     """The source's own digits where it has a place: OHIF compares them (interop.md 4.5.4)."""
     groups, content, position, segment = Dataset(), Dataset(), Dataset(), Dataset()
-    content.DimensionIndexValues = [1, place + 1]
+    content.DimensionIndexValues = [1, place + 1] if names_segment else [place + 1]
     own = _decimals(frame.position or ())
     position.ImagePositionPatient = own if has_geometry else [0.0, 0.0, -float(place)]
     segment.ReferencedSegmentNumber = 1
     groups.DerivationImageSequence = [_derivation(frame)]
     groups.FrameContentSequence = [content]
     groups.PlanePositionSequence = [position]
-    groups.SegmentIdentificationSequence = [segment]
+    if names_segment:
+        groups.SegmentIdentificationSequence = [segment]
     return groups
 
 
@@ -269,6 +276,11 @@ def _reference(source: Dataset) -> Dataset:
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
     return item
+
+
+def _put_background_last(dataset: Dataset) -> None:
+    """Of a label map: OHIF gives colours by place and labels by number (interop.md 4.5.10)."""
+    dataset.SegmentSequence = sorted(dataset.SegmentSequence, key=lambda item: item.SegmentNumber == 0)
 
 
 def _finish(dataset: Dataset, series: SourceSeries, request: SegmentationRequest) -> None:

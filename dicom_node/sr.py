@@ -60,20 +60,29 @@ MAX_TEXT: Final = 4000  # characters of one text item
 
 
 def build_report(
-    series: SourceSeries, segmentations: Sequence[Dataset], findings: Findings, provenance: Provenance
+    series: SourceSeries,
+    segmentations: Sequence[Dataset],
+    findings: Findings,
+    provenance: Provenance,
+    variant: str = "",
 ) -> Dataset:
     """A Comprehensive 3D SR with the diagnosis, its reasons, and the region's outline and sizes.
+
+    Parameters
+    ----------
+    segmentations : the SEGs that the numbers were taken from, all in one form; none where its reader has none
+    variant : "" for the report that goes with BINARY SEGs; others have UIDs of their own
 
     Source: PS3.16 TID 1500, TID 1410, TID 4019; interop.md 4.6 for what OHIF needs.
     """
     report = _measurement_report(series, segmentations, findings, provenance)
-    evidence = [*map(_evidence, series.datasets), *segmentations]
+    evidence = [*map(evidence_of, series.datasets), *segmentations]
     dataset = Comprehensive3DSR(
         evidence=evidence,
         content=report[0],
-        series_instance_uid=provenance.uid("sr series"),
+        series_instance_uid=provenance.uid(f"sr series {variant}".strip()),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=provenance.uid("sr"),
+        sop_instance_uid=provenance.uid(f"sr {variant}".strip()),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=provenance.model.name[:64],
@@ -84,7 +93,7 @@ def build_report(
         is_final=False,
         contributing_equipment=[provenance.equipment()],
     )
-    _restore_classes(dataset, series)
+    restore_classes(dataset, series)
     if provenance.context.predecessors:
         dataset.PredecessorDocumentsSequence = _predecessors(provenance.context.predecessors)
     stamp(dataset, provenance, latest_stamp(series.datasets))
@@ -115,7 +124,8 @@ def _study_item(study_instance_uid: str, by_series: dict[str, list[Dataset]]) ->
     return study
 
 
-def _restore_classes(report: Dataset, series: SourceSeries) -> None:
+def restore_classes(report: Dataset, series: SourceSeries) -> None:
+    """Put the sources' own SOP Classes where `evidence_of` had to name another."""
     classes = {str(source.SOPInstanceUID): source.SOPClassUID for source in series.datasets}
     for study in report.CurrentRequestedProcedureEvidenceSequence:
         for referenced in study.ReferencedSeriesSequence:
@@ -124,7 +134,7 @@ def _restore_classes(report: Dataset, series: SourceSeries) -> None:
                 instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
 
 
-def _evidence(source: Dataset) -> Dataset:
+def evidence_of(source: Dataset) -> Dataset:
     """What highdicom reads of a source: whose it is, and what an image library entry says."""
     evidence = patient_and_study(source)
     evidence.SpecificCharacterSet = UTF8
@@ -147,8 +157,7 @@ def _measurement_report(
     # highdicom insists on a group; without a region it gives way to the evaluations below
     group: PlanarROIMeasurementsAndQualitativeEvaluations | MeasurementsAndQualitativeEvaluations
     group = MeasurementsAndQualitativeEvaluations(tracking_identifier=tracking)
-    has_region = findings.region is not None and bool(segmentations)
-    if findings.region is not None and segmentations:
+    if findings.region is not None:
         measurements = measurements_of(findings, findings.region, series.frames, segmentations)
         group = _region_group(findings, findings.region, measurements, provenance, tracking=tracking)
     report = MeasurementReport(
@@ -157,7 +166,7 @@ def _measurement_report(
         imaging_measurements=[group],
     )
     content = report[0].ContentSequence
-    if not has_region:
+    if findings.region is None:
         content.pop()
         content.append(_evaluations(findings, provenance))
     content.insert(-1, _image_library(series))
@@ -237,7 +246,7 @@ def _image_region(key: Frame, region: Region) -> ImageRegion:
 
 
 def _texts(findings: Findings) -> list[TextContentItem]:
-    items = [_text(codes.IMPRESSION, _impression(findings))]
+    items = [_text(codes.IMPRESSION, impression(findings))]
     if findings.conclusion is not None:
         items.append(_text(codes.CONCLUSION, findings.conclusion.text))
     reasons = findings.reasoning or findings.text  # an answer that was cut short is shown as it is
@@ -248,7 +257,8 @@ def _texts(findings: Findings) -> list[TextContentItem]:
     return items
 
 
-def _impression(findings: Findings) -> str:
+def impression(findings: Findings) -> str:
+    """The diagnosis in one sentence, or that there is none."""
     if findings.ended is not None:
         return f"{findings.ended.words}: {findings.ended.reason}"
     if findings.diagnosis is None and findings.region is None:

@@ -29,7 +29,8 @@ def measurements_of(
         Measurement(codes.SHORT_AXIS, _rounded(sizes.short_axis), length, referenced_images=key),
     ]
     if region.volume_ml is not None:
-        volume, whole = _rounded(region.volume_ml), [_reference(each, None) for each in segmentations]
+        volume = _rounded(region.volume_ml)
+        whole = [_reference(each, None) for each in segmentations] or None
         measured.append(Measurement(codes.VOLUME, volume, codes.CUBIC_CENTIMETRE, referenced_images=whole))
     if findings.ventricle is not None:
         measured += _beat(findings.ventricle, places)

@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from dicom_node import mailbox, readiness
 from dicom_node.attempt import claim_next, hand_back, keep_lease, settle_failure
 from dicom_node.deliver import DeliveryServices, deliver_to
+from dicom_node.forms.form import Recipient
 from dicom_node.frames import FrameLimits, display_frames
 from dicom_node.lanes import Lanes
 from dicom_node.limited import LimitedPool
@@ -254,7 +255,9 @@ def job_services(
         frame_limits=FrameLimits(
             limits.max_frames, limits.max_frame_megapixels, limits.max_series_megapixels
         ),
-        destinations=tuple(destination.name for destination in settings.destinations),
+        destinations=tuple(
+            Recipient(destination.name, frozenset(destination.forms)) for destination in settings.destinations
+        ),
         decode=partial(decoders.each, display_frames),
     )
 

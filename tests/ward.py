@@ -9,6 +9,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import select, update
 
 from dicom_node.completion import complete_studies
+from dicom_node.forms.form import Recipient
 from dicom_node.frames import FrameLimits
 from dicom_node.notes import IdentityRules
 from dicom_node.pipeline import Services, run_job
@@ -44,7 +45,9 @@ class Ward:
         self.receiver = Receiver(database, files, ReceiveLimits(), pressure, identity=rules)
         self.settings = NodeSettings(home=home, routes=(builders.route(modality=("MR",)),))
         stub = builders.MaskPredictor()
-        self.services = Services(database, self.receiver, files, lambda _name: stub, FrameLimits(), ("PACS",))
+        self.services = Services(
+            database, self.receiver, files, lambda _name: stub, FrameLimits(), (Recipient("PACS"),)
+        )
 
     def receive(self, *datasets: Dataset, origin: Origin = SCANNER) -> None:
         for dataset in datasets:

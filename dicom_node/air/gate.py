@@ -13,8 +13,9 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from dicom_node.air.other_forms import OTHER_FORM_RULES
 from dicom_node.air.report import REPORT_RULES
-from dicom_node.air.rules import SEG_CLASSES, SR_CLASSES, Rule, present
+from dicom_node.air.rules import EVERY_KIND, MODALITY_OF, Rule, kind_of, present
 from dicom_node.air.segmentation import SEGMENTATION_RULES, shares_geometry
 from storage.keywords import OF_PATIENT
 
@@ -51,10 +52,10 @@ class Broken:
 
 
 def check(dataset: Dataset) -> list[Broken]:
-    """The rules that one SEG or SR breaks by itself."""
-    kind = _kind(dataset)
+    """The rules that one object of a result breaks by itself."""
+    kind = kind_of(dataset)
     if kind is None:
-        return [Broken("class", "is neither a Segmentation nor a report that results are written as")]
+        return [Broken("class", "is of no class that results are written as")]
     return [
         Broken(rule.name, detail)
         for rule in RULES
@@ -68,17 +69,17 @@ def check_together(results: Sequence[Dataset], sources: Sequence[Dataset]) -> li
     broken = [each for dataset in results for each in check(dataset)]
     if broken or not sources:
         return broken
-    known = {str(each.SOPInstanceUID) for each in (*results, *sources)}
+    broken = check_references(results, sources)
     for dataset in results:
         broken += [Broken("same patient and study", word) for word in _strangers(dataset, sources[0])]
-        broken += [Broken("references resolve", word) for word in _dangling(dataset, known)]
         broken += [Broken("geometry of the source", word) for word in shares_geometry(dataset, sources)]
     return broken + [Broken("tracking", word) for word in _untracked(results)]
 
 
-def _kind(dataset: Dataset) -> str | None:
-    uid = str(dataset.get("SOPClassUID", ""))
-    return "SEG" if uid in SEG_CLASSES else "SR" if uid in SR_CLASSES else None
+def check_references(results: Sequence[Dataset], sources: Sequence[Dataset]) -> list[Broken]:
+    """What of `results` refers to instances that who gets these, and has the images, does not have."""
+    known = {str(each.SOPInstanceUID) for each in (*results, *sources)}
+    return [Broken("references resolve", word) for dataset in results for word in _dangling(dataset, known)]
 
 
 def _applied(rule: Rule, dataset: Dataset) -> Iterator[str]:
@@ -153,7 +154,7 @@ def _name(element: DataElement) -> str:
 
 
 def _is_labelled(dataset: Dataset) -> Iterator[str]:
-    expected = "SEG" if _kind(dataset) == "SEG" else "SR"
+    expected = MODALITY_OF[kind_of(dataset) or ""]
     if dataset.get("Modality") != expected:
         yield f"Modality is not {expected}"
     if "research use only" not in str(dataset.get("SeriesDescription", "")).lower():
@@ -191,22 +192,29 @@ def _untracked(results: Sequence[Dataset]) -> Iterator[str]:
     reported = {
         str(element.value)
         for dataset in results
-        if _kind(dataset) == "SR"
+        if kind_of(dataset) == "SR"
         for element in _walk(dataset)
         if element.keyword == "UID"
     }
-    segments = [s for dataset in results if _kind(dataset) == "SEG" for s in dataset.SegmentSequence]
-    if reported and any(str(segment.TrackingUID) not in reported for segment in segments):
+    tracked = {
+        str(segment.TrackingUID)
+        for dataset in results
+        if kind_of(dataset) == "SEG"
+        for segment in dataset.SegmentSequence
+        if segment.SegmentNumber > 0  # the background of a label map is no finding
+    }
+    if reported and not tracked <= reported:
         yield "a segment's Tracking UID stands in no report"
 
 
 RULES: Final[tuple[Rule, ...]] = (
-    Rule("identity", "IHE AIR A5; PS3.3 C.7.1.1, C.7.2.1", {"SEG", "SR"}, _has_identity),
-    Rule("dates and time zone", "IHE AIR A8; PS3.3 C.12.1", {"SEG", "SR"}, _says_when),
-    Rule("contributing equipment", "IHE AIR A6; PS3.3 C.12.1", {"SEG", "SR"}, _names_its_equipment),
-    Rule("values fit", "PS3.5 6.2 and 9.1", {"SEG", "SR"}, _values_fit),
-    Rule("codes", "IHE AIR A10; PS3.16", {"SEG", "SR"}, _codes_are_known),
-    Rule("label", "interop 4.5.14", {"SEG", "SR"}, _is_labelled),
+    Rule("identity", "IHE AIR A5; PS3.3 C.7.1.1, C.7.2.1", EVERY_KIND, _has_identity),
+    Rule("dates and time zone", "IHE AIR A8; PS3.3 C.12.1", EVERY_KIND, _says_when),
+    Rule("contributing equipment", "IHE AIR A6; PS3.3 C.12.1", EVERY_KIND, _names_its_equipment),
+    Rule("values fit", "PS3.5 6.2 and 9.1", EVERY_KIND, _values_fit),
+    Rule("codes", "IHE AIR A10; PS3.16", EVERY_KIND, _codes_are_known),
+    Rule("label", "interop 4.5.14", EVERY_KIND, _is_labelled),
     *SEGMENTATION_RULES,
     *REPORT_RULES,
+    *OTHER_FORM_RULES,
 )

@@ -121,8 +121,8 @@ REPORT_RULES: Final[tuple[Rule, ...]] = (
     Rule("tracking of groups", "interop 4.6; IHE AIR A4", {"SR"}, _tracks_every_group),
     Rule("groups are shown", "interop 4.6", {"SR"}, _shows_every_group),
     Rule("coordinates", "interop 4.6; PS3.16 TID 1410", {"SR"}, _anchors_coordinates),
-    Rule("evidence", "IHE AIR A9; PS3.3 C.17.2", {"SR"}, _lists_its_evidence),
+    Rule("evidence", "IHE AIR A9; PS3.3 C.17.2", {"SR", "KO"}, _lists_its_evidence),
     Rule("algorithm", "IHE AIR A7; PS3.16 TID 4019", {"SR"}, _names_its_algorithm),
     Rule("units", "interop 4.6; PS3.16 TID 1419", {"SR"}, _measures_in_units),
-    Rule("text", "research use only", {"SR"}, _says_what_it_is_for),
+    Rule("text", "research use only", {"SR", "KO"}, _says_what_it_is_for),
 )

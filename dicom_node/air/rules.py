@@ -10,6 +10,16 @@ from pydicom.dataset import Dataset
 LABELMAP: Final = "1.2.840.10008.5.1.4.1.1.66.7"
 SEG_CLASSES: Final = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", LABELMAP})
 SR_CLASSES: Final = frozenset({f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (11, 22, 33, 34)})
+OTHER_FORMS: Final = {  # SOP Class -> kind; such an object is ours to check where we made it
+    "1.2.840.10008.5.1.4.1.1.7": "SC",
+    "1.2.840.10008.5.1.4.1.1.7.4": "SC",
+    "1.2.840.10008.5.1.4.1.1.11.1": "PR",
+    "1.2.840.10008.5.1.4.1.1.11.2": "PR",
+    "1.2.840.10008.5.1.4.1.1.88.59": "KO",
+    "1.2.840.10008.5.1.4.1.1.104.1": "DOC",
+}
+MODALITY_OF: Final = {"SEG": "SEG", "SR": "SR", "SC": "OT", "PR": "PR", "KO": "KO", "DOC": "DOC"}  # by kind
+EVERY_KIND: Final = frozenset(MODALITY_OF)
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,12 @@ class Rule:
     source: str
     kinds: AbstractSet[str]
     check: Callable[[Dataset], Iterable[str]]
+
+
+def kind_of(dataset: Dataset) -> str | None:
+    """What kind of result an object is, by its class; None when results are not written as such."""
+    uid = str(dataset.get("SOPClassUID", ""))
+    return "SEG" if uid in SEG_CLASSES else "SR" if uid in SR_CLASSES else OTHER_FORMS.get(uid)
 
 
 def present(dataset: Dataset, *keywords: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node import pipeline
 from dicom_node.air.gate import Broken, check_together
+from dicom_node.forms.form import Recipient
 from dicom_node.frames import FrameLimits
 from dicom_node.outcomes import end_without_result
 from dicom_node.pipeline import Services, run_job
@@ -23,6 +24,7 @@ from storage.worklist import list_deliveries, list_jobs
 from tests import builders
 from tests.doors import make_receiver
 
+BOTH = (Recipient("PACS"), Recipient("ARCHIVE"))
 SUMMARY = "CAD Processing and Findings Summary"
 
 
@@ -31,7 +33,7 @@ def services(database: Database, files_root: Path) -> Services:
     receiver = make_receiver(database, files_root)
     stub = builders.MaskPredictor()
     files = DiskFiles(files_root)
-    return Services(database, receiver, files, lambda _name: stub, FrameLimits(), ("PACS", "ARCHIVE"))
+    return Services(database, receiver, files, lambda _name: stub, FrameLimits(), BOTH)
 
 
 def claimed(services: Services, datasets: Sequence[Dataset]) -> ClaimedJob:

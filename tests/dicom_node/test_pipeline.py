@@ -10,6 +10,7 @@ import pytest
 from pydicom import dcmread
 
 from dicom_node.analysis import analyse
+from dicom_node.forms.form import Recipient
 from dicom_node.frames import FrameLimits, load_series
 from dicom_node.pipeline import Services, run_job, warm_up
 from dicom_node.reading import AnalysisRequest
@@ -26,6 +27,7 @@ from tests import builders
 from tests.doors import make_receiver
 from tests.stub_engine import StubPredictor
 
+BOTH = (Recipient("PACS"), Recipient("ARCHIVE"))
 SIZE = (60, 81)
 QUERY = "Outline the breast lesion in this ultrasound image. Is it benign or malignant?"
 
@@ -136,9 +138,7 @@ def test_warming_up_takes_the_first_segmentation_s_time() -> None:
 def services(database: Database, files_root: Path) -> Services:
     receiver = make_receiver(database, files_root)
     stub = builders.MaskPredictor()
-    return Services(
-        database, receiver, DiskFiles(files_root), lambda _name: stub, FrameLimits(), ("PACS", "ARCHIVE")
-    )
+    return Services(database, receiver, DiskFiles(files_root), lambda _name: stub, FrameLimits(), BOTH)
 
 
 def receive_and_claim(services: Services, datasets: Sequence[builders.Dataset]) -> ClaimedJob:
