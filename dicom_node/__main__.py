@@ -137,13 +137,13 @@ def _add_offline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     samples_parser = _add(commands, "samples", samples, "write the synthetic sample studies")
     samples_parser.add_argument("--out", type=Path, required=True, help="folder for the DICOM files")
     bench_parser = _add(commands, "bench", bench, "how long it takes here")
-    bench_parser.add_argument("what", choices=("pipeline", "model", "dicomweb", "ingest", "seg"))
+    bench_parser.add_argument("what", choices=("pipeline", "inference", "dicomweb", "ingest", "seg"))
     bench_parser.add_argument("--quick", action="store_true", help="less of everything, within two minutes")
     bench_parser.add_argument("--json", action="store_true", help="the figures as one JSON line, the last")
     bench_parser.add_argument(
         "--alone", action="store_true", help="ingest: only this node, with and without its guarantees"
     )
-    bench_parser.add_argument("--model", default="sim4seg-s", help="model package")
+    bench_parser.add_argument("--model", help="model package: of pipeline sim4seg-s, of inference all")
     bench_parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up")
     demo_parser = _add(commands, "demo", demo, "a node, a PACS and three studies on this machine")
     demo_parser.add_argument("--once", action="store_true", help="end by itself; status 0 if all came back")
@@ -461,11 +461,11 @@ def samples(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """How long it takes here."""
-    if options.what not in {"pipeline", "model"}:
+    if options.what not in {"pipeline", "inference"}:
         return _bench_figures(options)
-    from dicom_node.bench.pipeline import bench_model, bench_pipeline
+    from dicom_node.bench.pipeline import bench_inference, bench_pipeline
 
-    program = bench_pipeline if options.what == "pipeline" else bench_model
+    program = bench_pipeline if options.what == "pipeline" else bench_inference
     program(_settings(options), options.model, options.rounds)
     return 0
 

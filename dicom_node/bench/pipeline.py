@@ -1,4 +1,4 @@
-"""How long it takes here: the pipeline from job start to stored SEG and SR, and the model alone."""
+"""How long it takes here: the pipeline from job start to stored SEG and SR, and the models alone."""
 
 import io
 import json
@@ -7,13 +7,15 @@ import platform
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from pydicom.uid import generate_uid
 
 from dicom_node.attempt import claim_next
 from dicom_node.completion import complete_studies
+from dicom_node.default_routes import MODEL
 from dicom_node.joblist import list_jobs
 from dicom_node.pipeline import Services, run_job
 from dicom_node.predictors import WorkerModels
@@ -21,9 +23,13 @@ from dicom_node.samples import breast_ultrasound
 from dicom_node.services import open_decoders
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.tasks import job_services
+from inference.contract import Image
+from inference.runtime import list_models
 from inference.runtime.benchmark import print_report, run_benchmark
 from storage.database import Database, upgrade
 from storage.index import Origin, request_completion
+
+GREY = 2  # axes of the pixels
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,27 @@ class Round:
     outcome: str
 
 
-def bench_model(settings: NodeSettings, model: str, rounds: int) -> None:
-    """Latency of the model package alone: a table, and one JSON line."""
-    print_report(run_benchmark(model, settings.inference, repeats=rounds))
+def bench_inference(settings: NodeSettings, model: str | None, rounds: int) -> None:
+    """Latency of a model package, or of all that are here, on the sample ultrasound: tables, a JSON line."""
+    image, figures = _sample_image(), {}
+    for info in list_models(settings.inference):
+        if model in (None, info.name):
+            report = run_benchmark(info.name, settings.inference, repeats=rounds, image=image)
+            print_report(report)
+            figures[info.name] = asdict(report)
+    print(json.dumps({"bench": "inference", "packages": figures}))
 
 
-def bench_pipeline(settings: NodeSettings, model: str, rounds: int) -> None:
+def _sample_image() -> Image:
+    """The sample ultrasound as a model gets it."""
+    (dataset,) = breast_ultrasound().datasets
+    grey = dataset.pixel_array
+    return Image(np.repeat(grey[..., None], 3, axis=2) if grey.ndim == GREY else grey)
+
+
+def bench_pipeline(settings: NodeSettings, model: str | None, rounds: int) -> None:
     """Time `rounds` jobs on one synthetic ultrasound image each: a table, and one JSON line."""
+    model = model or MODEL
     with tempfile.TemporaryDirectory(prefix="dicom-node-bench-") as folder:
         bench_settings = _settings_in(Path(folder), settings, model)
         started = time.perf_counter()

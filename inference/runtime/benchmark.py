@@ -1,31 +1,32 @@
-"""Latency per stage, its floor, tokens and memory; a table for people, one JSON line for machines."""
+"""Latency per stage, its floor, tokens, memory and the cost of more reasoning paths, of one package."""
 
-import json
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from inference.contract import Image, Prediction, Prompt
+from inference.contract import Image, Prediction, Predictor, Prompt
+from inference.runtime import predictor_class
 from inference.runtime.engine import Engine
 from inference.runtime.graph_work import GraphWork, read_profile
 from inference.runtime.model_repository import ModelPackage, open_package
 from inference.runtime.onnx_engine import OnnxEngine, available_cores
+from inference.runtime.path_cost import QUERY, PathCost, measure_paths
 from inference.runtime.predictors import Sim4SegPredictor
 from inference.settings import InferenceSettings
 
-QUERY = "Is there a lesion in this image, and is it malignant?"
 # stage of a prediction -> the graph it runs
 GRAPHS = {
     "image_encoder": "image_encoder.onnx",
     "language_prefill": "language_prefill.onnx",
     "language_steps": "language_step.onnx",
     "mask_decoder": "mask_decoder.onnx",
+    "segmenter": "segmenter.onnx",
 }
 
 
@@ -55,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """Everything `dicom-node bench model` prints."""
+    """What `dicom-node bench inference` prints of one package."""
 
     model: str
     version: str
@@ -66,7 +67,9 @@ class BenchmarkReport:
     open_s: float
     peak_rss_mb: float
     has_region: bool
-    tokens_per_s: float
+    images_per_s: float
+    tokens_per_s: float | None  # None where nothing is said
+    paths: PathCost | None  # None where there is no reasoning in paths
     machine: Machine
     stages: tuple[Stage, ...]
     uncounted: tuple[str, ...]  # operators whose work is missing from the floors
@@ -77,24 +80,25 @@ def run_benchmark(
     settings: InferenceSettings,
     *,
     repeats: int = 5,
-    image: Image | None = None,
+    image: Image,
     query: str = QUERY,
 ) -> BenchmarkReport:
     """Measure `repeats` predictions of one image after a warm-up, and set them against the machine's roof."""
     package = open_package(settings.model_repository, name)
-    shown, prompt = image or speckle_image(), Prompt(query)
+    prompt = Prompt(query)
     started = time.perf_counter()
-    predictor = Sim4SegPredictor(package, settings)
+    predictor = predictor_class(package)(package, settings)
     open_s = time.perf_counter() - started
-    predictions, machine = _predict_and_measure(predictor, shown, prompt, max(1, repeats))
+    predictions, machine = _predict_and_measure(predictor, image, prompt, max(1, repeats))
     peak_rss_mb = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )  # before the second set of engines
     seconds = {stage: [one.seconds[stage] for one in predictions] for stage in predictions[0].seconds}
-    work = _profiled_work(package, settings, shown, prompt)
+    paths = measure_paths(predictor, image, repeats) if isinstance(predictor, Sim4SegPredictor) else None
+    work = _profiled_work(package, settings, image, prompt)
     machine = _raised_roof(machine, seconds, work)
     stages = _stages(seconds, work, machine)
-    steps = next(stage for stage in stages if stage.name == "language_steps")
+    steps = next((stage for stage in stages if stage.name == "language_steps"), None)
     return BenchmarkReport(
         model=package.manifest.model.name,
         version=package.manifest.model.version,
@@ -105,7 +109,9 @@ def run_benchmark(
         open_s=open_s,
         peak_rss_mb=peak_rss_mb,
         has_region=predictions[0].has_region,
-        tokens_per_s=steps.runs / steps.median_s,
+        images_per_s=1 / statistics.median(seconds["total"]),
+        tokens_per_s=steps.runs / steps.median_s if steps else None,
+        paths=paths,
         machine=machine,
         stages=stages,
         uncounted=tuple(sorted(set().union(*(graph.uncounted for graph in work.values())))),
@@ -113,7 +119,7 @@ def run_benchmark(
 
 
 def print_report(report: BenchmarkReport) -> None:
-    """The table, then one line of JSON, last."""
+    """The table of one package."""
     machine = report.machine
     print(
         f"{report.model} {report.version}: {', '.join(report.execution_providers)}, {report.threads} threads"
@@ -130,24 +136,25 @@ def print_report(report: BenchmarkReport) -> None:
         seconds = "".join(f"{1000 * s:>7.1f} ms" for s in (stage.median_s, stage.fastest_s, stage.slowest_s))
         print(f"{stage.name:<18}{stage.runs:>5}{seconds}{stage.gflop:>8.2f}{floor:>10}{times:>7}")
     region = "with" if report.has_region else "without"
-    print(f"{report.repeats} predictions {region} a region; {report.tokens_per_s:.0f} tokens/s")
+    words = "" if report.tokens_per_s is None else f"; {report.tokens_per_s:.0f} tokens/s"
+    print(f"{report.repeats} predictions {region} a region; {report.images_per_s:.1f} images/s{words}")
+    if report.paths:
+        print(_said(report.paths))
     print(f"opened in {report.open_s:.2f} s; peak memory {report.peak_rss_mb:.0f} MB")
     if report.uncounted:
         print(f"floors are too low: {', '.join(report.uncounted)} not counted")
-    print(json.dumps({"benchmark": "model", **asdict(report)}))
 
 
-def speckle_image(side: int = 512) -> Image:
-    """A dark ellipse in speckle, always the same: something to look at, no claim to look real."""
-    noise = np.random.default_rng(7).rayleigh(60.0, (side, side))
-    rows, columns = np.mgrid[:side, :side] / side
-    is_dark = ((rows - 0.45) / 0.14) ** 2 + ((columns - 0.55) / 0.22) ** 2 < 1
-    grey = np.clip(np.where(is_dark, noise * 0.2, noise), 0, 255).astype(np.uint8)
-    return Image(np.repeat(grey[..., None], 3, axis=2))
+def _said(cost: PathCost) -> str:
+    return (
+        f"{cost.paths} reasoning paths together cost {cost.together_over_one:.2f} times one path "
+        f"({1000 * cost.together_s:.0f} ms to {1000 * cost.one_s:.0f} ms), and one after another "
+        f"{cost.apart_over_together:.2f} times that"
+    )
 
 
 def _predict_and_measure(
-    predictor: Sim4SegPredictor, image: Image, prompt: Prompt, repeats: int
+    predictor: Predictor, image: Image, prompt: Prompt, repeats: int
 ) -> tuple[list[Prediction], Machine]:
     """Predictions and the machine by turns, so that both meet the same neighbours; the best roof counts."""
     predictions, machines = [], []
@@ -189,7 +196,7 @@ def _profiled_work(
             )
             return engines[name]
 
-        Sim4SegPredictor(package, settings, open_engine=open_engine).predict(image, prompt)
+        predictor_class(package)(package, settings, open_engine=open_engine).predict(image, prompt)
         return {name: read_profile(engine.end_profiling()) for name, engine in engines.items()}
 
 

@@ -180,17 +180,18 @@ def language_step(logits: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Reshape", ["count", "cell"], ["counted"]),
         helper.make_node("Concat", ["past_keys", "counted"], ["present_keys"], axis=3),
         helper.make_node("Slice", ["prefix_values", "begin", "end", "axis3"], ["script_cell"]),
-        helper.make_node("Concat", ["past_values", "script_cell"], ["present_values"], axis=3),
-        helper.make_node("ReduceSum", ["present_keys"], ["said"], keepdims=0),
+        helper.make_node("Mul", ["counted", "zero"], ["nothings"]),
+        helper.make_node("Add", ["script_cell", "nothings"], ["script_cells"]),  # one of each path
+        helper.make_node("Concat", ["past_values", "script_cells"], ["present_values"], axis=3),
+        helper.make_node("ReduceSum", ["present_keys", "but_paths"], ["said"], keepdims=0),
         helper.make_node("ReduceSum", ["prefix_keys"], ["before"], keepdims=0),  # zeros
         helper.make_node("Add", ["said", "before"], ["taken"]),
         helper.make_node("ReduceMax", ["script_cell"], ["script"], keepdims=0),
         helper.make_node("Mul", ["script", "steps"], ["offset"]),
         helper.make_node("Add", ["taken", "offset"], ["place"]),
         helper.make_node("Cast", ["place"], ["index"], to=INT64),
-        helper.make_node("Unsqueeze", ["index", "begin"], ["indices"]),
-        helper.make_node("Gather", ["table", "indices"], ["logits"]),
-        helper.make_node("Gather", ["states", "indices"], ["state_embedding"]),
+        helper.make_node("Gather", ["table", "index"], ["logits"]),
+        helper.make_node("Gather", ["states", "index"], ["state_embedding"]),
     ]
     prefix, past, present = [1, 1, 1, "S", 1], [1, "B", 1, "T", 1], [1, "B", 1, "T_next", 1]
     return _model(
@@ -211,7 +212,8 @@ def language_step(logits: np.ndarray) -> onnx.ModelProto:
         {
             "zero": np.float32(0.0),
             "one": np.float32(1.0),
-            "cell": np.array([1, 1, 1, 1, 1]),
+            "cell": np.array([1, -1, 1, 1, 1]),
+            "but_paths": np.array([0, 2, 3, 4]),
             "begin": np.array([0]),
             "end": np.array([1]),
             "axis3": np.array([3]),
