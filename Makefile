@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check format lock train clean
+.PHONY: help demo test soak check format lock train-small clean
 
 PY := .venv/bin/python
 # The tests start some hundred processes: each would compile our modules anew.
@@ -13,7 +13,7 @@ DEFAULT := .venv/.installed-default
 DEV := .venv/.installed-dev
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
 
 demo: $(DEFAULT) ## a node, a PACS and three studies: ONCE=1 ends by itself, STUDY=path takes your own
 	@scripts/get_ohif.sh
@@ -44,8 +44,10 @@ format: $(DEV) ## rewrite what the formatter and the linter can
 lock: $(DEV) ## locks/*.txt from pyproject.toml: ARGS=--upgrade for the newest
 	@scripts/lock.sh $(ARGS)
 
-train: $(DEV) ## trains sim4seg-s on DATA (../shared/data) and makes its package, in an hour and a half
+train-small: $(DEV) ## trains the shipped models on DATA (../shared/data) and makes their packages, in four hours
 	@scripts/train.sh
+	@scripts/train_more.sh prs-med-s
+	@scripts/train_more.sh medseg-r-s
 
 clean: ## what the other commands made, but for .venv
 	rm -rf .demo .cache build test-artifacts .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -7,7 +7,7 @@ data=${DATA:-../shared/data} cache=${CACHE:-.cache/train} runs=${RUNS:-.cache/ru
 package=inference/packages/sim4seg-s
 recipe=inference/training/recipes/sim4seg_s.toml
 if [ ! -f "$data/train/manifest.csv" ]; then
-    echo "The training images are not here: $data/train/manifest.csv. Name their folder: make train DATA=/path" >&2
+    echo "The training images are not here: $data/train/manifest.csv. Name their folder: make train-small DATA=/path" >&2
     exit 1
 fi
 mkdir -p "$cache" "$runs"

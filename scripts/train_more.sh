@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains one more model beside sim4seg-s and makes its package: scripts/train_more.sh prs-med-s | medseg-r-s |
 # lisa-s | sim4seg-after-s | unet-s. Stages that were begun go on. prs-med-s and medseg-r-s start from what
-# scripts/train.sh left in RUNS. DATA, CACHE, RUNS, PACKAGES and VERSION may come from the environment.
+# scripts/train.sh left in RUNS, else from the weights in the shipped package. DATA, CACHE, RUNS, PACKAGES and
+# VERSION may come from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=${1:?name a model: prs-med-s, medseg-r-s, lisa-s, sim4seg-after-s or unet-s}
@@ -30,6 +31,15 @@ together() { # STAGE [--start FILE]: one process for each core, gradients averag
     unset WORLD_SIZE
 }
 weights() { printf '%s' "$runs/$1/weights.safetensors"; }
+start_of() { # STAGE of sim4seg-s
+    local left
+    left=$(weights "$1")
+    if [ ! -f "$left" ]; then
+        left=$(weights restored)
+        [ -f "$left" ] || module export.restore --package inference/packages/sim4seg-s --out "$left" >&2
+    fi
+    printf '%s' "$left"
+}
 finish() { # WEIGHTS FAMILY [more for the gate]
     mkdir -p "$folder"
     cp inference/packages/sim4seg-s/tokenizer.json "$folder/"
@@ -48,12 +58,12 @@ sim4seg() { # [more for the gate]: every stage of sim4seg-s, on this recipe
 
 case $model in
 prs-med-s)
-    together fusion --start "$(weights joint)"
+    together fusion --start "$(start_of joint)"
     together end_to_end --start "$(weights prs-med-s/fusion)"
     finish "$(weights prs-med-s/end_to_end)" prs_med
     ;;
 medseg-r-s)
-    together adapt --start "$(weights segmenter)"
+    together adapt --start "$(start_of segmenter)"
     finish "$(weights medseg-r-s/adapt)" medseg_r
     ;;
 lisa-s) sim4seg --top-k 0 ;;
