@@ -16,6 +16,7 @@ from tests.faults.volume import Volume
 from tests.storage.postgresql_server import programs, unprivileged
 
 STARTS_WITHIN_S = 120.0
+STOPPED_OR_DEAD = frozenset({"T", "Z", "X", ""})
 
 
 class Stage:
@@ -108,8 +109,8 @@ class DurablePostgres:
             return
         # Stopped first: a server that starts one more child meanwhile would leave it behind, at its files.
         self._process.send_signal(signal.SIGSTOP)
-        stat = Path(f"/proc/{self._process.pid}/stat")
-        _until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] in "TZ")
+        server = self._process.pid
+        _until(lambda: _state(server) in STOPPED_OR_DEAD)
         pids = self.pids
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -155,10 +156,15 @@ def running_postgres(folder: Path, port: int) -> Iterator[DurablePostgres]:
 
 def is_running(pid: int) -> bool:
     """Whether a process still does something: a zombie waits for whoever adopted it, perhaps for long."""
-    with suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return state not in {"Z", "X"}
-    return False
+    return _state(pid) not in {"Z", "X", ""}
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state as in proc(5); empty when it is gone, as a server may be by itself."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
 
 
 def children_of(parent: int) -> list[int]:
