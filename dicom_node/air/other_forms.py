@@ -68,13 +68,10 @@ def _can_be_shown(dataset: Dataset) -> Iterator[str]:
     )  # fmt: skip
     if not dataset.get("PresentationLUTShape") and not dataset.get("ICCProfile"):
         yield "neither grey levels nor colours are defined"
-    words = [
-        str(text.UnformattedTextValue).lower()
-        for annotation in dataset.GraphicAnnotationSequence
-        for text in annotation.get("TextObjectSequence") or []
-    ]
-    if not words or not all("research use only" in each for each in words):
-        yield "no text says that it is for research use only"
+    for number, annotation in enumerate(dataset.GraphicAnnotationSequence, start=1):
+        texts = [str(text.UnformattedTextValue) for text in annotation.get("TextObjectSequence") or []]
+        if not any("research use only" in text.lower() for text in texts):
+            yield f"annotation {number} does not say that it is for research use only"
 
 
 def _selects_images(dataset: Dataset) -> Iterator[str]:

@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from dicom_node.forms.form import Form
 from dicom_node.settings import BadConfiguration, NodeSettings, load_settings
 from dicom_node.settings_example import example_toml
+
+DESTINATION = "[[destinations]]\nname = 'a'\nae_title = 'A'\nhost = 'h'\nport = 104\n"
 
 
 def config(tmp_path: Path, text: str) -> Path:
@@ -41,6 +44,13 @@ def test_lists_in_the_environment_are_json(tmp_path: Path, monkeypatch: pytest.M
     assert load_settings(tmp_path).destinations[0].ae_title == "PACS"
 
 
+def test_a_destination_gets_seg_and_sr_unless_it_says_otherwise(tmp_path: Path) -> None:
+    settings = load_settings(tmp_path, config(tmp_path, DESTINATION))
+    assert settings.destinations[0].forms == (Form.SEG, Form.SR)
+    settings = load_settings(tmp_path, config(tmp_path, DESTINATION + "forms = ['SC', 'SEG_FRACTIONAL']"))
+    assert settings.destinations[0].forms == (Form.SC, Form.SEG_FRACTIONAL)
+
+
 def test_settings_are_frozen(tmp_path: Path) -> None:
     settings = load_settings(tmp_path)
     with pytest.raises(ValidationError):
@@ -63,6 +73,10 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         ("[storage]\ndatabase_url = 'mysql://x'", "storage.database_url"),
         ("home = '/tmp'", "home: cannot stand in the file"),
         ("[[destinations]]\nname = 'a'\n", "destinations.0.ae_title"),
+        (DESTINATION + "forms = ['SEG', 'VIDEO']", "destinations.0.forms.1"),
+        (DESTINATION + "forms = []", "destinations.0.forms"),
+        (DESTINATION + "forms = ['SEG', 'SEG_LABELMAP']", "destinations.0.forms: name one of SEG"),
+        (DESTINATION + "forms = ['SR', 'SR']", "destinations.0.forms: the form SR stands there twice"),
         ("dimse = 3", "dimse"),
         ("[dimse", "is not TOML"),
     ],
