@@ -1,4 +1,4 @@
-"""Orthanc and DCMTK's storescp as destinations with different profiles: each gets its forms and takes them."""
+"""Orthanc and DCMTK's storescp with different profiles: each gets its forms, and takes them."""
 
 import io
 import os
