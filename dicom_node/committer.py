@@ -1,10 +1,13 @@
 """Group commit: instances that arrive at the same time share the fsync of their folder and one transaction.
 
+So do those of one request that is answered as a whole.
+
 Whoever comes first commits for everybody who waits; the others sleep until their rows are durable. One
 sender alone commits at once, in its own thread: nothing is waited for, no thread is woken.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from storage.database import Database
@@ -17,18 +20,27 @@ MAX_BATCH = 64  # instances in one transaction: others wait for the database mea
 
 
 @dataclass
-class _Entry:
-    """One instance that waits to be committed, and what became of it."""
+class Entry:
+    """One instance that is to be committed, and what became of it."""
 
     incoming: IncomingFile
     record: InstanceRecord
-    wake: threading.Lock = field(default_factory=threading.Lock)
     result: IndexResult | None = None
     error: StorageError | None = None
 
     @property
     def is_over(self) -> bool:
+        """Whether it is known what became of it."""
         return self.result is not None or self.error is not None
+
+
+@dataclass
+class _Order:
+    """What one caller waits for."""
+
+    entries: Sequence[Entry]
+    wake: threading.Lock = field(default_factory=threading.Lock)
+    is_over: bool = False
 
 
 class Committer:
@@ -38,49 +50,53 @@ class Committer:
         self._writer = database.writer()
         self._files = files
         self._lock = threading.Lock()
-        self._waiting: list[_Entry] = []
+        self._waiting: list[_Order] = []
         self._is_busy = False
 
-    def commit(self, incoming: IncomingFile, record: InstanceRecord) -> IndexResult:
-        """Return once `incoming`, which is sealed, is durable and `record` is in the index.
+    def commit(self, entries: Sequence[Entry]) -> None:
+        """Return once each of `entries` says what became of it: durable and in the index, or an error.
 
-        Raises
-        ------
-        StorageError
-            If the disk or the database refuses; then nothing may be promised.
+        After an error nothing may be promised.
         """
-        entry = _Entry(incoming, record)
-        entry.wake.acquire()
+        order = _Order(entries)
+        order.wake.acquire()
         with self._lock:
-            self._waiting.append(entry)
+            self._waiting.append(order)
             is_first = not self._is_busy
             self._is_busy = True
         if not is_first:
-            entry.wake.acquire()  # until it is over, or until it is our turn to commit for all who wait
-        if not entry.is_over:
-            self._commit_waiting(entry)
-        if entry.error is not None:
-            raise entry.error
-        assert entry.result is not None  # noqa: S101 - no error, so there is a result
-        return entry.result
+            order.wake.acquire()  # until it is over, or until it is our turn to commit for all who wait
+        if not order.is_over:
+            self._commit_waiting(order)
 
-    def _commit_waiting(self, own: _Entry) -> None:
+    def _commit_waiting(self, own: _Order) -> None:
         with self._lock:
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            orders = self._take_waiting()
         try:
-            self._commit(batch)
+            self._commit([entry for order in orders for entry in order.entries])
         finally:
             with self._lock:
                 next_turn = self._waiting[0] if self._waiting else None
                 self._is_busy = next_turn is not None
-            for entry in batch:
-                if entry is not own:
-                    entry.error = entry.error if entry.is_over else StorageError("the commit broke off")
-                    entry.wake.release()
+            for order in orders:
+                _end(order)
+                if order is not own:
+                    order.wake.release()
             if next_turn is not None:
                 next_turn.wake.release()
 
-    def _commit(self, batch: list[_Entry]) -> None:
+    def _take_waiting(self) -> list[_Order]:
+        """Take those who came first, a whole order at a time, up to MAX_BATCH instances."""
+        count = 0
+        for position, order in enumerate(self._waiting):
+            count += len(order.entries)
+            if position and count > MAX_BATCH:
+                taken, self._waiting = self._waiting[:position], self._waiting[position:]
+                return taken
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def _commit(self, batch: list[Entry]) -> None:
         # Rows of several studies are always locked in this order, or two processes would wait for each other.
         batch = sorted(batch, key=lambda entry: _lock_order(entry.record))
         try:
@@ -92,7 +108,7 @@ class Committer:
             for entry in batch:
                 entry.error = error
 
-    def _index(self, batch: list[_Entry]) -> None:
+    def _index(self, batch: list[Entry]) -> None:
         with self._writer.transaction() as tx:
             results = index_instances(tx, [entry.record for entry in batch])
         for entry, result in zip(batch, results, strict=True):
@@ -101,7 +117,7 @@ class Committer:
             else:  # retention removed the same bytes, of a study that went in this very moment
                 entry.error = StorageUnavailable("the file is gone again: send it once more")
 
-    def _index_one_by_one(self, batch: list[_Entry], error: DatabaseRefused) -> None:
+    def _index_one_by_one(self, batch: list[Entry], error: DatabaseRefused) -> None:
         """One that the database refuses does not take the others with it."""
         if len(batch) == 1:
             batch[0].error = error
@@ -111,6 +127,13 @@ class Committer:
                 self._index([entry])
             except StorageError as own_error:
                 entry.error = own_error
+
+
+def _end(order: _Order) -> None:
+    order.is_over = True
+    for entry in order.entries:
+        if not entry.is_over:
+            entry.error = StorageError("the commit broke off")
 
 
 def _lock_order(record: InstanceRecord) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ import logging
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -25,7 +25,7 @@ from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from dicom_node.committer import Committer
+from dicom_node.committer import Committer, Entry
 from dicom_node.errors import (
     ConflictingInstance,
     IllegalUid,
@@ -45,9 +45,10 @@ from dicom_node.header import (
     PREAMBLE_BYTES,
     HeaderLimits,
     HeaderPlan,
+    MetaUids,
     ReceivedHeader,
     check_received,
-    split_meta,
+    split_meta_uids,
 )
 from dicom_node.notes import IdentityRules
 from dicom_node.pressure import Pressure
@@ -154,7 +155,7 @@ class Intake:
             raise InstanceTooLarge(f"the instance exceeds {limit} bytes")
 
     def check(self) -> InstanceRecord:
-        """Walk what came, compare its UIDs and make it durable; returns what the index will hold.
+        """Walk what came and compare its UIDs; returns what the index will hold, once it is durable.
 
         Raises
         ------
@@ -172,34 +173,19 @@ class Intake:
                 record = record_from_dataset(elements, stored, announced.origin, announced.is_own_result)
             except VALUE_ERRORS as error:
                 raise Unparseable(f"a value cannot be read ({type(error).__name__})") from error
-            record = self._receiver.identity.completed(record, incoming.reader)
-            self._receiver.seal(incoming)
-            return record
+            return self._receiver.identity.completed(record, incoming.reader)
 
     def finish(self) -> Received:
         """Have the instance durable and indexed; raises as `check`, and ConflictingInstance."""
-        record = self.check()
+        entry = self.entry()
         with _translated_errors():
-            result = self._receiver.commit(self._incoming, record)
-        logger.debug(
-            "received",
-            extra={
-                "sop_instance_uid": record.sop_instance_uid,
-                "origin": record.origin.kind,
-                "result": str(result),
-            },
-        )
-        if result is IndexResult.CONFLICT:
-            raise ConflictingInstance("this SOP Instance UID was received before with other content")
-        if result is IndexResult.OTHER_PATIENT:
-            raise ConflictingInstance("its study belongs to another patient here; it is kept apart")
-        return Received(
-            record.sop_class_uid,
-            record.sop_instance_uid,
-            record.study_instance_uid,
-            record.series_instance_uid,
-            result,
-        )
+            self._receiver.seal(self._incoming)  # here, where others do the same, not one after the other
+        self._receiver.commit([entry])
+        return received(entry)
+
+    def entry(self) -> Entry:
+        """Check the instance and give what `Receiver.commit` takes; raises as `check`."""
+        return Entry(self._incoming, self.check())
 
     def keep(self) -> None:
         """Have the file durable under its name; its row is the caller's."""
@@ -258,8 +244,15 @@ class Receiver:
         NodeUnable
             If the disk or the database cannot take it now.
         """
+        with self.begin_part10(chunks, origin, expected) as intake:
+            return intake.finish()
+
+    def begin_part10(
+        self, chunks: Iterable[bytes | memoryview], origin: Origin, expected: ExpectedUids | None = None
+    ) -> Intake:
+        """Take the bytes of one Part 10 stream; use the intake in a `with`. Raises as `receive_part10`."""
         meta, rest = _split_stream(chunks)
-        return self._receive(rest, _announced(meta, origin, expected))
+        return self._taken(rest, _announced(meta, origin, expected))
 
     def receive_data_set(
         self,
@@ -277,7 +270,8 @@ class Receiver:
         """
         stream = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
         chunks = iter(lambda: stream.read(WRITE_BYTES), b"")
-        return self._receive(chunks, _announced(meta, origin, expected))
+        with self._taken(chunks, _announced(MetaUids.of(meta), origin, expected)) as intake:
+            return intake.finish()
 
     def receive_own_results(self, tx: Transaction, datasets: Sequence[Dataset], job_id: str) -> list[str]:
         """Write our own results and index them in the caller's transaction; returns their SOP UIDs."""
@@ -296,16 +290,19 @@ class Receiver:
         with self._watching_fsync():
             return incoming.seal()
 
-    def commit(self, incoming: IncomingFile, record: InstanceRecord) -> IndexResult:
-        """Make its name durable and enter it into the index; for `Intake`."""
-        with self._watching_fsync():
-            return self._committer.commit(incoming, record)
+    def commit(self, entries: Sequence[Entry]) -> None:
+        """Have instances durable and indexed, in one transaction; then ask `received` for each of them."""
+        self._committer.commit(entries)
+        if any(isinstance(entry.error, NotDurable) for entry in entries):
+            self.pressure.fsync_failed()
 
-    def _receive(self, chunks: Iterable[bytes], announced: Announced) -> Received:
-        with self.begin(announced) as intake:
+    def _taken(self, chunks: Iterable[bytes | memoryview], announced: Announced) -> Intake:
+        with ExitStack() as stack:
+            intake = stack.enter_context(self.begin(announced))
             for chunk in chunks:
                 intake.write(chunk)
-            return intake.finish()
+            stack.pop_all()  # from here on it is the caller's
+            return intake
 
     def _receive_own(self, tx: Transaction, dataset: Dataset, origin: Origin) -> str:
         uids = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), str(_syntax_of(dataset)))
@@ -331,31 +328,51 @@ class Receiver:
             raise
 
 
+def received(entry: Entry) -> Received:
+    """Say what became of a committed instance; raises ConflictingInstance, NodeUnable."""
+    if entry.error is not None:
+        raise _told(entry.error) from entry.error
+    record, result = entry.record, entry.result
+    assert result is not None  # noqa: S101 - no error, so there is a result
+    extra = {"sop_instance_uid": record.sop_instance_uid, "origin": record.origin.kind, "result": str(result)}
+    logger.debug("received", extra=extra)
+    if result is IndexResult.CONFLICT:
+        raise ConflictingInstance("this SOP Instance UID was received before with other content")
+    if result is IndexResult.OTHER_PATIENT:
+        raise ConflictingInstance("its study belongs to another patient here; it is kept apart")
+    return Received(
+        record.sop_class_uid,
+        record.sop_instance_uid,
+        record.study_instance_uid,
+        record.series_instance_uid,
+        result,
+    )
+
+
 def silence_pydicom() -> None:
     """Stop pydicom from warning about values: its warnings repeat them, and they may be a patient's."""
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 
-def _split_stream(chunks: Iterable[bytes]) -> tuple[FileMetaDataset, Iterator[bytes]]:
+def _split_stream(
+    chunks: Iterable[bytes | memoryview],
+) -> tuple[MetaUids, Iterator[bytes | memoryview]]:
     """Take preamble and meta information off the front of a Part 10 stream."""
     iterator, head = iter(chunks), b""
     for chunk in iterator:
         head += chunk
         if len(head) >= META_START + MAX_META_BYTES:
             break
-    meta, end = split_meta(head)
-    return meta, chain([head[end:]], iterator)
+    meta, end = split_meta_uids(head)
+    return meta, chain([memoryview(head)[end:]], iterator)
 
 
-def _announced(meta: FileMetaDataset, origin: Origin, expected: ExpectedUids | None) -> Announced:
-    sop_class, sop_instance = (
-        meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")
-    )  # fmt: skip
-    if not sop_class or not sop_instance:
+def _announced(meta: MetaUids, origin: Origin, expected: ExpectedUids | None) -> Announced:
+    if not meta.sop_class or not meta.sop_instance:
         raise UidMismatch("the file meta information lacks Media Storage SOP Class or SOP Instance UID")
-    if not (syntax := meta.get("TransferSyntaxUID")):
+    if not meta.transfer_syntax:
         raise Unparseable("the file meta information lacks the Transfer Syntax UID")
-    return Announced(str(sop_class), str(sop_instance), str(syntax), origin, expected or ExpectedUids())
+    return Announced(*meta, origin, expected or ExpectedUids())
 
 
 def encode_meta(announced: Announced) -> bytes:

@@ -28,7 +28,7 @@ class Part:
     """One part; `body` must be read before the next part is asked for."""
 
     headers: dict[str, str]  # names in lower case
-    body: Iterator[bytes]
+    body: Iterator[bytes | memoryview]
 
 
 class MultipartReader:
@@ -41,6 +41,7 @@ class MultipartReader:
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
         self._limits = limits
         self._buffer = b"\r\n"  # so that a body may begin with its boundary
+        self._position = 0  # what of the buffer was dealt with
         self._total = 0
         self._is_last = False
 
@@ -71,18 +72,22 @@ class MultipartReader:
         self._total += len(chunk)
         if self._total > self._limits.max_body_bytes:
             raise BodyTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
-        self._buffer += chunk
+        self._buffer = self._buffer[self._position :] + chunk
+        self._position = 0
         return True
 
     def _skip_preamble(self) -> None:
         while (found := self._find_delimiter()) is None:
-            if len(self._buffer) > self._limits.max_header_bytes or not self._more():
+            if self._waiting_bytes() > self._limits.max_header_bytes or not self._more():
                 raise BadRequest("the body does not begin with the boundary that Content-Type names")
         self._take_delimiter(found)
 
+    def _waiting_bytes(self) -> int:
+        return len(self._buffer) - self._position
+
     def _find_delimiter(self) -> int | None:
         """Position of a delimiter whose end is in the buffer too, so that it can be judged."""
-        start = 0
+        start = self._position
         while (found := self._buffer.find(self._delimiter, start)) != -1:
             after = found + len(self._delimiter)
             tail = self._buffer[after : after + 2]
@@ -94,33 +99,38 @@ class MultipartReader:
         return None
 
     def _take_delimiter(self, found: int) -> None:
-        self._buffer = self._buffer[found + len(self._delimiter) :]
-        self._is_last = self._buffer.startswith(b"--")
+        self._position = found + len(self._delimiter)
+        self._is_last = self._buffer.startswith(b"--", self._position)
         if self._is_last:
             return
-        while (end := self._buffer.find(b"\r\n")) == -1:
-            if len(self._buffer) > self._limits.max_header_bytes or not self._more():
-                raise BadRequest("the body ends after a boundary")
-        self._buffer = self._buffer[end:]  # keeps the CRLF: a part without headers has CRLF CRLF here
+        # The CRLF is kept: a part without headers has CRLF CRLF here.
+        self._position = self._end_at(b"\r\n", "the body ends after a boundary")
 
     def _read_headers(self) -> dict[str, str]:
-        while (end := self._buffer.find(b"\r\n\r\n")) == -1:
-            if len(self._buffer) > self._limits.max_header_bytes or not self._more():
-                raise BadRequest("the headers of a part do not end")
-        lines = self._buffer[:end].decode("latin-1").split("\r\n")
-        self._buffer = self._buffer[end + 4 :]
+        end = self._end_at(b"\r\n\r\n", "the headers of a part do not end")
+        lines = self._buffer[self._position : end].decode("latin-1").split("\r\n")
+        self._position = end + 4
         pairs = (line.partition(":") for line in lines if line)
         return {name.strip().lower(): value.strip() for name, _colon, value in pairs}
 
-    def _body(self) -> Iterator[bytes]:
+    def _end_at(self, mark: bytes, problem: str) -> int:
+        """Where the next `mark` begins; BadRequest with `problem` if it does not come soon."""
+        while (end := self._buffer.find(mark, self._position)) == -1:
+            if self._waiting_bytes() > self._limits.max_header_bytes or not self._more():
+                raise BadRequest(problem)
+        return end
+
+    def _body(self) -> Iterator[memoryview]:
         keep = len(self._delimiter) + 2  # these bytes may be the beginning of a delimiter
         while (found := self._find_delimiter()) is None:
-            if len(self._buffer) > keep:
-                piece, self._buffer = self._buffer[:-keep], self._buffer[-keep:]
-                yield piece
+            end = len(self._buffer) - keep
+            if end > self._position:
+                start, self._position = self._position, end
+                yield memoryview(self._buffer)[start:end]
             if not self._more():
                 self._is_last = True
                 raise Unparseable("the body ended inside this part")
-        if found:
-            yield self._buffer[:found]
+        if found > self._position:
+            start, self._position = self._position, found
+            yield memoryview(self._buffer)[start:found]
         self._take_delimiter(found)

@@ -1,21 +1,24 @@
 """STOW-RS: store instances.
 
-The body is read as it comes, part by part, straight into the one door in; every part gets its own result.
-Addresses inside a data set are never followed.
+The body is read as it comes, part by part, straight into the one door in. Every part gets its own result;
+parts that come one after the other become durable together, and the answer goes out after that. Addresses
+inside a data set are never followed.
 
 Source: PS3.18 10.5, Tables 10.5.3-1 (statuses) and I.2 (store instances response).
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
 
 import anyio
-from pydicom.dataset import FileMetaDataset
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
+from dicom_node.committer import Entry
 from dicom_node.errors import (
     BadRequest,
     BodyTooLarge,
@@ -23,17 +26,19 @@ from dicom_node.errors import (
     IndexUnavailable,
     NodeError,
     RequestRefused,
-    Unparseable,
     UnsupportedMediaType,
 )
-from dicom_node.header import MAX_META_BYTES, META_START, MIB, split_meta
+from dicom_node.header import MAX_META_BYTES, META_START, MIB, split_meta_uids
 from dicom_node.receive import (
     MAX_UID_CHARACTERS,
     UID_FORM,
     ExpectedUids,
     Received,
+    Receiver,
     checked_uid,
+    received,
 )
+from dicom_node.web.body import Body
 from dicom_node.web.media_types import DICOM, DICOM_JSON, MULTIPART, MediaType, parse_media_type, part_type
 from dicom_node.web.multipart import MultipartLimits, MultipartReader, Part
 from dicom_node.web.qido import require_json
@@ -48,8 +53,7 @@ from dicom_node.web.stow_metadata import DescribedInstance, read_described
 from storage.index import Origin, request_completion
 from storage.records import VALUE_ERRORS
 
-SILENCE_S: Final = 30.0  # a body that brings nothing for so long is given up
-MIN_BYTES_PER_S: Final = 1024  # on average, once it has taken so long
+TOGETHER: Final = 32  # instances that become durable at once, and open files meanwhile
 REQUESTED_BY: Final = "STOW-RS request"
 ORIGIN_KIND: Final = "STOW-RS"
 
@@ -63,12 +67,52 @@ class _Failure:
     sop_instance_uid: str
 
 
-@dataclass
 class _Outcome:
-    """What became of the parts of one request."""
+    """What became of the parts of one request; use it in a `with`."""
 
-    stored: list[Received] = field(default_factory=list)
-    failures: list[_Failure] = field(default_factory=list)
+    def __init__(self, receiver: Receiver) -> None:
+        self.stored: list[Received] = []
+        self.failures: list[_Failure] = []
+        self._receiver = receiver
+        self._waiting: list[Entry] = []
+        self._files = ExitStack()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was, or can still be, stored."""
+        return not self.stored and not self._waiting
+
+    def take(self, content: Iterable[bytes | memoryview], study: str | None) -> None:
+        """Take one instance, which becomes durable later; raises InstanceRefused, NodeUnable."""
+        origin, expected = Origin(ORIGIN_KIND, ""), ExpectedUids(study_instance_uid=study)
+        with ExitStack() as files:
+            intake = files.enter_context(self._receiver.begin_part10(content, origin, expected))
+            self._waiting.append(intake.entry())
+            self._files.push(files.pop_all())
+        if len(self._waiting) >= TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Have all that was taken durable and indexed: only then is it known what became of each."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        with self._files.pop_all():
+            self._receiver.commit(waiting)
+        for entry in waiting:
+            try:
+                self.stored.append(received(entry))
+            except NodeError as error:
+                uids = entry.record.sop_class_uid, entry.record.sop_instance_uid
+                self.failures.append(_Failure(error, *uids))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
 
 
 class _Ended(Exception):
@@ -78,11 +122,11 @@ class _Ended(Exception):
 class _Remembered:
     """A part's content on its way to the door; its beginning is kept to say what a refused part was."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes | memoryview]) -> None:
         self._chunks = chunks
         self.head = b""
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | memoryview]:
         for chunk in self._chunks:
             if len(self.head) < META_START + MAX_META_BYTES:
                 self.head += chunk[: META_START + MAX_META_BYTES]
@@ -96,42 +140,14 @@ async def store_instances(request: Request) -> Response:
     kind = parse_media_type(request.headers.get("content-type", ""))
     study = uid_in_path(request, "study") if "study" in request.path_params else None
     _refuse_early(request, kind, services)
-    stream = aiter(request.stream())
-
-    async def next_chunk() -> bytes:
-        with anyio.fail_after(SILENCE_S):
-            return await anext(stream, b"")
-
-    def chunks() -> Iterator[bytes]:
-        pace = _Pace()
-        while True:
-            try:
-                chunk = anyio.from_thread.run(next_chunk)
-            except TimeoutError as error:
-                raise BodyTooSlow(f"nothing came for {SILENCE_S:.0f} seconds") from error
-            except ClientDisconnect as error:
-                raise Unparseable("the client broke off") from error
-            if not chunk:
-                return
-            pace.count(len(chunk))
-            yield chunk
-
-    return await anyio.to_thread.run_sync(_store, services, kind, chunks(), study, limiter=services.uploads)
-
-
-class _Pace:
-    """How quickly a body comes; one that drips holds a thread and a file."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._total = 0
-
-    def count(self, size: int) -> None:
-        """Note some bytes; raises BodyTooSlow."""
-        self._total += size
-        seconds = time.monotonic() - self._started
-        if seconds > SILENCE_S and self._total < seconds * MIN_BYTES_PER_S:
-            raise BodyTooSlow(f"the body comes with less than {MIN_BYTES_PER_S} bytes a second")
+    body = Body(aiter(request.stream()))
+    reading = asyncio.ensure_future(body.read())
+    try:
+        return await anyio.to_thread.run_sync(
+            _store, services, kind, body.chunks(), study, limiter=services.uploads
+        )
+    finally:
+        reading.cancel()
 
 
 def _refuse_early(request: Request, kind: MediaType, services: WebServices) -> None:
@@ -155,44 +171,45 @@ def _max_body_bytes(services: WebServices) -> int:
 
 
 def _store(services: WebServices, kind: MediaType, chunks: Iterator[bytes], study: str | None) -> Response:
-    outcome = _Outcome()
-    limits = MultipartLimits(_max_body_bytes(services))
-    try:
-        if kind.essence == MULTIPART:
-            reader = MultipartReader(chunks, kind.parameters.get("boundary", ""), limits)
-            _store_parts(services, kind, reader, study, outcome)
-        else:
-            _store_part(services, Part({}, _bounded(chunks, limits.max_body_bytes)), study, outcome)
-    except _Ended:
-        pass
-    except RequestRefused as error:  # what came before it is stored, and is told
-        if not outcome.stored:
-            raise
-        outcome.failures.append(_Failure(error, "", ""))
+    with _Outcome(services.receiver) as outcome:
+        try:
+            _store_body(services, kind, chunks, study, outcome)
+        except _Ended:
+            pass
+        except RequestRefused as error:  # what came before it is stored, and is told
+            if outcome.is_empty:
+                raise
+            outcome.failures.append(_Failure(error, "", ""))
+        outcome.settle()
     if not outcome.stored and not outcome.failures:
         raise BadRequest("the body holds no instance")
     _request_completion(services, outcome)
     return dicom_json_response(_render(outcome, study), _status(outcome))
 
 
-def _store_parts(
-    services: WebServices, kind: MediaType, reader: MultipartReader, study: str | None, outcome: _Outcome
+def _store_body(
+    services: WebServices, kind: MediaType, chunks: Iterator[bytes], study: str | None, outcome: _Outcome
 ) -> None:
+    limits = MultipartLimits(_max_body_bytes(services))
+    if kind.essence == MULTIPART:
+        reader = MultipartReader(chunks, kind.parameters.get("boundary", ""), limits)
+        _store_parts(kind, reader, study, outcome)
+    else:
+        _store_part(Part({}, _bounded(chunks, limits.max_body_bytes)), study, outcome)
+
+
+def _store_parts(kind: MediaType, reader: MultipartReader, study: str | None, outcome: _Outcome) -> None:
     if part_type(kind) == DICOM_JSON:
         for described in read_described(reader.parts()):
-            _store_described(services, described, study, outcome)
+            _store_described(described, study, outcome)
         return
     for part in reader.parts():
-        _store_part(services, part, study, outcome)
+        _store_part(part, study, outcome)
 
 
-def _store_described(
-    services: WebServices, described: DescribedInstance, study: str | None, outcome: _Outcome
-) -> None:
+def _store_described(described: DescribedInstance, study: str | None, outcome: _Outcome) -> None:
     try:
-        expected = ExpectedUids(study_instance_uid=study)
-        content = [described.encode()]
-        outcome.stored.append(services.receiver.receive_part10(content, Origin(ORIGIN_KIND, ""), expected))
+        outcome.take([described.encode()], study)
     except NodeError as error:
         uids = [
             uid if UID_FORM.fullmatch(uid) and len(uid) <= MAX_UID_CHARACTERS else ""
@@ -210,16 +227,15 @@ def _bounded(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _store_part(services: WebServices, part: Part, study: str | None, outcome: _Outcome) -> None:
+def _store_part(part: Part, study: str | None, outcome: _Outcome) -> None:
     content = _Remembered(part.body)
     try:
         kind = parse_media_type(part.headers.get("content-type", DICOM))
         if not kind.covers(DICOM):
             raise UnsupportedMediaType(f"parts of type {kind.essence} are not taken here")
-        expected = ExpectedUids(study_instance_uid=study)
-        outcome.stored.append(services.receiver.receive_part10(content, Origin(ORIGIN_KIND, ""), expected))
+        outcome.take(content, study)
     except (BodyTooLarge, BodyTooSlow) as error:
-        if not outcome.stored:
+        if outcome.is_empty:
             raise
         outcome.failures.append(_failure(error, content.head))
         raise _Ended from error
@@ -229,16 +245,14 @@ def _store_part(services: WebServices, part: Part, study: str | None, outcome: _
 
 def _failure(error: NodeError, head: bytes) -> _Failure:
     try:
-        meta, _end = split_meta(head)
-        return _Failure(
-            error, _uid(meta, "MediaStorageSOPClassUID"), _uid(meta, "MediaStorageSOPInstanceUID")
+        meta, _end = split_meta_uids(head)
+        uids = (
+            checked_uid(meta.sop_class, "SOP Class UID"),
+            checked_uid(meta.sop_instance, "SOP Instance UID"),
         )
     except (NodeError, *VALUE_ERRORS):
         return _Failure(error, "", "")
-
-
-def _uid(meta: FileMetaDataset, keyword: str) -> str:
-    return str(checked_uid(meta.get(keyword), keyword))
+    return _Failure(error, *uids)
 
 
 def _request_completion(services: WebServices, outcome: _Outcome) -> None:

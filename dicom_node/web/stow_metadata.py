@@ -75,7 +75,7 @@ def read_described(parts: Iterator[Part]) -> list[DescribedInstance]:
     return [_described(data_set, bulk) for data_set in data_sets]
 
 
-def _read(body: Iterator[bytes], most: int, what: str) -> bytes:
+def _read(body: Iterator[bytes | memoryview], most: int, what: str) -> bytes:
     pieces, total = [], 0
     for piece in body:
         total += len(piece)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dicom_node.committer import Committer
+from dicom_node.committer import Committer, Entry
 from storage.errors import DatabaseRefused, StorageFull
 from storage.files import DiskFiles
 from storage.index import IndexResult, find_instance
@@ -43,10 +43,9 @@ def commit_many(files, files_root, database):
         with new_incoming(files_root) as incoming:
             incoming.write(part10(image))
             record = record_from_dataset(image, incoming.seal(), Origin("DIMSE", "TEST"))
-            try:
-                outcomes[str(image.SOPInstanceUID)] = committer.commit(incoming, record)
-            except (StorageFull, DatabaseRefused) as error:
-                outcomes[str(image.SOPInstanceUID)] = error
+            entry = Entry(incoming, record)
+            committer.commit([entry])
+            outcomes[str(image.SOPInstanceUID)] = entry.result or entry.error
 
     def run(images):
         for image in images:

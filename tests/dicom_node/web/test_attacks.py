@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from dicom_node.web import app as web_app
-from dicom_node.web import connections, stow
+from dicom_node.web import body, connections
 from tests.dicom_node.dimse.instances import make_image, part10
 from tests.dicom_node.web.ohif import FRAMES, JSON, upload
 
@@ -133,13 +133,13 @@ class TestFraming:
         assert is_alive(server)
 
     def test_a_body_that_stops_is_408(self, server, monkeypatch):
-        monkeypatch.setattr(stow, "SILENCE_S", 0.5)
+        monkeypatch.setattr(body, "SILENCE_S", 0.5)
         kind = f"Content-Type: {HEADERS['Content-Type']}"
         answer = raw(server, self.head(kind, "Content-Length: 1000"), f"--{BOUNDARY}\r\n".encode())
         assert b" 408 " in answer.split(b"\r\n")[0]
 
     def test_a_body_that_drips_is_408(self, server, monkeypatch):
-        monkeypatch.setattr(stow, "SILENCE_S", 1.0)
+        monkeypatch.setattr(body, "SILENCE_S", 1.0)
         kind = f"Content-Type: {HEADERS['Content-Type']}"
         with socket.create_connection(("127.0.0.1", server), timeout=GENEROUS_S) as peer:
             peer.sendall(self.head(kind, "Content-Length: 100000") + f"--{BOUNDARY}\r\n\r\n".encode())

@@ -1,15 +1,22 @@
 """STOW-RS as OHIF and others write it: results a part, statuses, and bodies that lie."""
 
 import json
+import os
 import socket
+import stat
 import time
 from io import BytesIO
+from itertools import groupby
 
 import httpx
 import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from dicom_node import committer
+from dicom_node.web import stow
+from storage.errors import StorageFull
+from storage.files import DiskFiles
 from storage.tables import Study
 from tests.dicom_node.dimse.instances import (
     COMPRESSED,
@@ -184,6 +191,70 @@ def test_more_parts_than_allowed_is_413(client):
         STUDIES, content=boundary * 10_002 + b"--b--", headers={"Content-Type": content_type}
     )
     assert answer.status_code == 413
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is done for durability and when a request is answered, in order."""
+    events, fsync, rename, render = [], os.fsync, os.rename, stow.dicom_json_response
+    index = committer.index_instances
+
+    def of(name, function):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            is_name = name == "fsync" and not stat.S_ISREG(os.fstat(arguments[0]).st_mode)
+            events.append("fsync of a folder" if is_name else name)
+            return result
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", of("fsync", fsync))
+    monkeypatch.setattr(os, "rename", of("rename", rename))
+    monkeypatch.setattr(committer, "index_instances", of("rows", index))
+    monkeypatch.setattr(stow, "dicom_json_response", of("answer", render))
+    return events
+
+
+def test_the_answer_goes_out_after_all_of_them_are_durable(client, stored, told):
+    images = [make_image() for _ in range(stow.TOGETHER + 3)]
+    client.post(STUDIES, **upload(part10(make_image())))  # the folders are there
+    told.clear()
+
+    answer = client.post(STUDIES, **upload(*map(part10, images)))
+
+    assert stored_uids(answer) == [image.SOPInstanceUID for image in images]
+    assert all(stored(image.SOPInstanceUID) for image in images)
+    order = [event for event, _same in groupby(told)]
+    together = ["fsync", "rename", "fsync of a folder", "rows"]
+    assert order == [*together, *together, "answer"]
+    assert (told.count("fsync"), told.count("rows")) == (len(images), 2)
+
+
+def test_a_disk_that_refuses_a_batch_is_told_for_each_of_it(client, stored, monkeypatch):
+    images = [make_image() for _ in range(3)]
+    keep_all, full = DiskFiles.keep_all, [True]
+
+    def refuse_first(files, incoming):
+        if full.pop() if full else False:
+            raise StorageFull("no room")
+        return keep_all(files, incoming)
+
+    monkeypatch.setattr(DiskFiles, "keep_all", refuse_first)
+    answer = client.post(STUDIES, **upload(*map(part10, images)))
+    assert (answer.status_code, failure_reasons(answer)) == (507, [0xA700] * 3)
+    assert not any(stored(image.SOPInstanceUID) for image in images)
+    assert client.post(STUDIES, **upload(*map(part10, images))).status_code == 200
+
+
+def test_refused_ones_in_between_leave_no_file_and_take_none_with_them(client, stored, files_root):
+    good = [make_image() for _ in range(3)]
+    bodies = [part10(good[0]), part10(good[1])[:-20], b"no DICOM", part10(good[2]), part10(good[0])]
+    answer = client.post(STUDIES, **upload(*bodies))
+    assert answer.status_code == 202
+    assert stored_uids(answer) == [good[number].SOPInstanceUID for number in (0, 2, 0)]
+    assert len(failure_reasons(answer)) == 2
+    assert stored(good[1].SOPInstanceUID) is None
+    assert incoming(files_root) == []
 
 
 class TestSmallNode:
