@@ -18,6 +18,7 @@ from storage.index import (
     series_of_study,
 )
 from storage.jobs import JobRequest, create_job
+from storage.notes import DERIVED_MODALITIES
 from storage.questions import send_alike
 from storage.tables import Instance, Series, Study
 from storage.versions import is_answered
@@ -80,6 +81,8 @@ def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> lis
 
 
 def _choose(tx: Transaction, series: Series, settings: NodeSettings) -> RouteChoice:
+    if not series.is_own_result and series.modality in DERIVED_MODALITIES:
+        return RouteChoice(None, ("the series holds no images",))
     attributes = attributes_of(tx, series)
     if not attributes.sop_classes:
         return RouteChoice(None, ("all instances of the series were rejected or withdrawn",))

@@ -10,9 +10,11 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.completion import complete_studies
+from dicom_node.corrections import judge_corrections
 from dicom_node.notes import IdentityRules
 from dicom_node.purge import purge
 from dicom_node.recovery import OrphanCollector
+from dicom_node.services import open_decoders
 from dicom_node.settings import NodeSettings
 from dicom_node.tasks import WakeUps
 from storage.database import Database
@@ -37,6 +39,10 @@ class Sweep:
         self._files = open_files(settings.storage)
         identity = IdentityRules(settings.identity.follow_rejection_notes)
         self._orphans = OrphanCollector(database, self._files, settings.sweep.orphans_every_s, identity)
+        self._children = open_decoders(settings)
+        self._steps = (
+            self._complete, self._judge, self._wake_due, self._clean, self._collect_orphans, self._purge
+        )  # fmt: skip
         self._sent_at: dict[str, float] = {}  # id -> monotonic seconds
         self._clean_after = 0.0
         self._purge_after = 0.0
@@ -49,7 +55,7 @@ class Sweep:
 
     def run_once(self) -> None:
         """One pass; a step that fails is logged and tried again in the next."""
-        for step in (self._complete, self._wake_due, self._clean, self._collect_orphans, self._purge):
+        for step in self._steps:
             try:
                 step()
             except (SQLAlchemyError, StorageError, OSError, OperationalError):
@@ -58,6 +64,9 @@ class Sweep:
 
     def _complete(self) -> None:
         complete_studies(self._database, self._settings)
+
+    def _judge(self) -> None:
+        judge_corrections(self._database, self._files, self._children)
 
     def _wake_due(self) -> None:
         with self._database.transaction() as tx:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, case, null, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
+from storage.corrections import note_rejection
 from storage.database import Transaction, database_now
 from storage.deliveries import withdraw_deliveries
 from storage.notes import DerivedNote
@@ -60,6 +61,7 @@ def follow_note(tx: Transaction, record: InstanceRecord, note: DerivedNote) -> N
             reopen(tx, study)
     own = [row.sop_instance_uid for row in rejected if row.origin_kind == OWN_RESULT]
     withdraw_deliveries(tx, own)
+    note_rejection(tx, record, rejected)
 
 
 def hide_rejected(tx: Transaction, sop_instance_uid: str, note_uid: str) -> None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, select
 
 from storage.arrival import Known, insert_instance, insert_series, known_of, upsert_study
+from storage.corrections import note_arrival
 from storage.database import Transaction, database_now
 from storage.errors import InstanceConflict
 from storage.identity import (
@@ -188,6 +189,7 @@ def _follow(tx: Transaction, record: InstanceRecord, known: Known) -> None:
         hide_rejected(tx, record.sop_instance_uid, known.note_uid)
     if record.note is not None and not record.is_own_result:
         follow_note(tx, record, record.note)
+    note_arrival(tx, record)
 
 
 def _enter_overtaken(tx: Transaction, record: InstanceRecord) -> IndexResult:

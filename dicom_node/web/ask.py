@@ -18,6 +18,7 @@ from dicom_node.receive import checked_uid
 from dicom_node.web.media_types import JSON, parse_media_type
 from dicom_node.web.operations import viewer_link
 from dicom_node.web.services import DICOM_WEB, json_response, services_of
+from storage.corrections import overlay_series
 from storage.database import Transaction
 from storage.deliveries import DeliveryState
 from storage.index import find_instance
@@ -95,7 +96,7 @@ def answer_line(tx: Transaction, job: Job) -> JsonObject:
     summary = json.loads(job.summary) if job.summary else {}
     objects = _objects(tx, summary)
     deliveries = deliveries_of_result(tx, job.job_id)
-    overlay = next((each.series_instance_uid for kind, each in objects if kind == "seg"), None)
+    overlay = next((overlay_series(tx, each) for kind, each in objects if kind == "seg"), None)
     return {
         "url": f"{ADDRESS}/{job.job_id}",
         "job_id": job.job_id,

@@ -22,6 +22,7 @@ from dicom_node.header import MIB
 from dicom_node.readiness import Problem
 from dicom_node.settings import NodeSettings
 from dicom_node.web.services import json_response, services_of
+from storage.corrections import correction_counts
 from storage.database import Database, Transaction, database_now, require_current_schema
 from storage.errors import SchemaMismatch, StorageUnavailable
 from storage.files import FileStore
@@ -139,6 +140,7 @@ class _NodeCollector(Collector):
         yield self._studies()
         yield self._jobs()
         yield self._deliveries()
+        yield self._corrections()
         conflicts = self._tx.scalar(select(func.count()).select_from(Conflict)) or 0
         yield _gauge(
             "dicom_node_conflicts", "Contents in quarantine: a known SOP Instance UID came twice.", conflicts
@@ -184,6 +186,15 @@ class _NodeCollector(Collector):
         )
         for destination, state, count in self._tx.execute(counted):
             family.add_metric([destination, state], count)
+        return family
+
+    def _corrections(self) -> GaugeMetricFamily:
+        labels = ["model", "version", "verdict"]
+        family = GaugeMetricFamily(
+            "dicom_node_corrections", "Results that people judged, by model, version, verdict.", labels=labels
+        )
+        for each in correction_counts(self._tx):
+            family.add_metric([each.model, each.model_version, each.verdict.lower()], each.count)
         return family
 
     def _oldest_queued(self) -> float:

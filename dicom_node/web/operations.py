@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from dicom_node.errors import BadRequest, NotFound
 from dicom_node.web.services import json_response, services_of, uid_in_path
+from storage.corrections import OWN_RESULT, SEGMENTATIONS, overlay_series
 from storage.database import Transaction
 from storage.index import find_study, series_of_study
 from storage.tables import (
@@ -107,15 +108,15 @@ def viewer_link(study_instance_uid: str, overlay_series_uid: str | None) -> str:
 
 
 def _latest_overlay(tx: Transaction, study_instance_uid: str) -> str | None:
-    """The series of our latest SEG of the study."""
+    """The series of our latest SEG of the study, or of what a person made of it."""
     statement = (
-        select(Series.series_instance_uid)
-        .join(Instance, Instance.series_instance_uid == Series.series_instance_uid)
-        .where(Series.study_instance_uid == study_instance_uid)
-        .where(Series.is_own_result, Series.modality == "SEG")
-        .order_by(Instance.received_at.desc(), Series.series_instance_uid)
+        select(Instance)
+        .where(Instance.study_instance_uid == study_instance_uid, Instance.origin_kind == OWN_RESULT)
+        .where(Instance.sop_class_uid.in_(SEGMENTATIONS))
+        .order_by(Instance.received_at.desc(), Instance.series_instance_uid)
     )
-    return tx.scalars(statement).first()
+    latest = tx.scalars(statement).first()
+    return None if latest is None else overlay_series(tx, latest)
 
 
 def study_state(study: Study) -> str:

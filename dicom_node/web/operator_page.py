@@ -9,6 +9,7 @@ from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from dicom_node.web.corrections import by_model, corrections_table
 from dicom_node.web.operations import study_line
 from dicom_node.web.services import FRESH, RESEARCH_USE, services_of
 from storage.jobs import failed_jobs
@@ -45,11 +46,12 @@ def show_operator_page(request: Request) -> Response:
         lines = [study_line(tx, row) for row in rows]
         stuck = stuck_deliveries(tx)
         failed = [tx.get_one(Job, job_id) for job_id in failed_jobs(tx, STUDIES_SHOWN)]
+        judged = corrections_table(by_model(tx))
         notes = {row.study_instance_uid: row.identity_note for row in rows if row.identity_note}
     checks = services_of(request).readiness_checks
     problems = [problem.sentence for check in checks for problem in check()]
     headers = FRESH | {"Content-Security-Policy": PAGE_POLICY}
-    told = _failed(failed) + _stuck(stuck) + "".join(map(_identity, notes.items()))
+    told = _failed(failed) + _stuck(stuck) + "".join(map(_identity, notes.items())) + judged
     return HTMLResponse(_page(lines, problems, told), 200, headers)
 
 
