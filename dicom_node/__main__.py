@@ -186,6 +186,7 @@ def serve(options: argparse.Namespace) -> int:
     try:
         with supervisor.only_node_of(settings.home):
             supervisor.require_free_ports(settings)
+            supervisor.require_certificate(settings)
             upgrade(settings.storage.database_url)
             _log_as(settings, "serve", options)
             print(_welcome(settings), flush=True)

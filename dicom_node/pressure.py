@@ -70,7 +70,7 @@ class Pressure:
         free, problem = _free_bytes(self._root)
         if readiness.is_reported(self._home, FSYNC):
             problem = "an fsync failed: the disk is not trusted until the node is started again"
-        # What was found first, then when: another thread must not take what nobody has looked at for a finding.
+        # First what, then when: another thread must not take what nobody has looked at for a finding.
         self._free, self._problem = free, problem
         self._looked_at = now
 

@@ -161,6 +161,10 @@ class HttpSettings(Section):
         default="127.0.0.1", description="Address to listen on; there is no log-in, so local by default."
     )
     port: Port = Field(default=8080, description="TCP port of the web server.")
+    tls: bool = Field(
+        default=False,
+        description="Answer with HTTPS, with tls.certificate and tls.key, and never without.",
+    )
     allowed_hosts: tuple[Host, ...] = Field(
         default=(),
         description="Names, besides `host` and localhost, by which a browser may ask for changes.",

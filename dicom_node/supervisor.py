@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from dicom_node import readiness
+from dicom_node.errors import TlsUnusable
 from dicom_node.settings import NodeSettings
+from dicom_node.tls import web_context
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,15 @@ def require_free_ports(settings: NodeSettings) -> None:
     if settings.tls.listen:
         _require_free_port("tls", settings.dimse.host, settings.tls.port)
     _require_free_port("http", settings.http.host, settings.http.port)
+
+
+def require_certificate(settings: NodeSettings) -> None:
+    """Raise CannotServe if HTTPS is wanted and cannot be had: it would be tried again and again."""
+    if settings.http.tls:
+        try:
+            web_context(settings.tls)
+        except TlsUnusable as error:
+            raise CannotServe(str(error)) from error
 
 
 def _require_free_port(section: str, host: str, port: int) -> None:

@@ -10,10 +10,11 @@ from pydicom.uid import UID, UID_dictionary
 from pynetdicom.sop_class import _STORAGE_CLASSES
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from dicom_node import errors
-from dicom_node.dimse import acceptor, association, commitment, matches, query_model, retrieve_scp, tls
+from dicom_node import errors, tls
+from dicom_node.dimse import acceptor, association, commitment, matches, query_model, retrieve_scp
 from dicom_node.dimse.negotiation import KNOWN_SYNTAXES, VERIFICATION, is_storage
 from dicom_node.dimse.transcode import PLAIN
+from dicom_node.forms.form import DEFAULT_FORMS, SOP_CLASSES
 from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.settings_network import DimseSettings, HttpSettings, PeerSettings, TlsSettings
 from dicom_node.web.app import dicom_web_routes
@@ -32,8 +33,8 @@ code by `python -m scripts.conformance --write`, and a test compares them. Hexad
 ## 1 Overview
 
 sim4seg-node receives studies by DIMSE and DICOMweb, runs segmentation models on them, and sends Segmentation
-and Structured Report instances to configured destinations. It answers queries and retrievals for everything
-that it holds, its own results included.
+and Structured Report instances, or the other forms of 1.1 that a destination asks for, to configured
+destinations. It answers queries and retrievals for everything that it holds, its own results included.
 """
 
 STORAGE_RULES = """\
@@ -99,7 +100,8 @@ renegotiation. Suites of TLS 1.2: {ciphers}; those of TLS 1.3 are the library's.
 must show a certificate of the trusted authorities; `tls.binds_ae_title` binds its AE title to the common
 name or a DNS name of it. As requestor, the node checks the peer's certificate and host name, and never
 falls back to a connection without TLS. A missing or unreadable file, or a key that everybody can read,
-keeps the port closed and is reported by `/health/ready`. No audit trail profile, no de-identification
+keeps the port closed and is reported by `/health/ready`. With `http.tls` the web server answers with HTTPS
+only, on the same terms, and asks browsers for no certificate. No audit trail profile, no de-identification
 profile and no digital signature is claimed.
 """
 
@@ -139,6 +141,7 @@ def render() -> str:
 def _parts() -> Iterator[str]:
     yield HEAD
     yield _services()
+    yield "### 1.1 Instances that are made\n\n" + _forms()
     yield "## 2 Implementation\n\n" + _pairs(
         ("Implementation Class UID", f"`{IMPLEMENTATION_CLASS_UID}`"),
         ("Implementation Version Name", f"`{IMPLEMENTATION_VERSION_NAME}`"),
@@ -187,6 +190,16 @@ def _services() -> str:
         ("Storage Commitment Push Model", "yes", "yes"),
     ]
     return "| Service | as SCU | as SCP |\n|---|---|---|\n" + _rows(rows)
+
+
+def _forms() -> str:
+    rows = [
+        (f"`{form}`", _name(uid), uid, "yes" if form in DEFAULT_FORMS else "where it is asked for")
+        for form, uids in SOP_CLASSES.items()
+        for uid in uids
+    ]
+    head = "| Form (`destinations.forms`) | SOP class | UID | Sent by default |\n|---|---|---|---|\n"
+    return head + _rows(rows)
 
 
 def _models() -> str:

@@ -18,11 +18,11 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.answers import Answer, Kind
-from dicom_node.dimse.tls import client_context
 from dicom_node.errors import AssociationRejected, PeerUnreachable
 from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import TlsSettings
+from dicom_node.tls import client_context
 
 MAX_PDU: Final = 131072
 CONNECT_TIMEOUT_S: Final = 10.0

@@ -20,11 +20,11 @@ from dicom_node.dimse.inflow import InflowLimits, set_timeout
 from dicom_node.dimse.negotiation import ACCEPTED, answer_contexts, is_ours
 from dicom_node.dimse.rights import rights_of
 from dicom_node.dimse.store_scp import Accepted, StoreServices, StoringAssociation
-from dicom_node.dimse.tls import listening_context, may_call_itself
 from dicom_node.dimse.vetting import Vetted
 from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Receiver
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import Right
+from dicom_node.tls import listening_context, may_call_itself
 from storage.database import Database
 
 DRAIN_S: Final = 20.0  # a C-STORE under way may take so long to end, once the node is told to

@@ -25,12 +25,12 @@ from dicom_node.dimse.admission import Admission
 from dicom_node.dimse.crew import Crew, take_connections
 from dicom_node.dimse.dimse_command import Answer
 from dicom_node.dimse.door import DRAIN_S, Door, DoorServices
-from dicom_node.dimse.tls import listening_context
 from dicom_node.dimse.vetting import Vetted, VettingLoop, open_listening
 from dicom_node.errors import TlsUnusable, UnexpectedFailure
 from dicom_node.pressure import Pressure
 from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
+from dicom_node.tls import listening_context
 from storage.database import Database
 
 PR_SET_PDEATHSIG: Final = 1

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from dicom_node.settings import NodeSettings
+from dicom_node.tls import web_context
 from dicom_node.web.app import build_app
 from dicom_node.web.connections import BoundedConnection
 from storage.database import Database
@@ -36,12 +38,19 @@ OpenDatabase = Callable[[str], Database]
 
 
 def serve_web(settings: NodeSettings, open_database: OpenDatabase) -> None:
-    """Answer HTTP until SIGTERM or SIGINT; `open_database` is called with the name of each process."""
+    """Answer HTTP or HTTPS until SIGTERM or SIGINT; `open_database` is called with each process's name.
+
+    Raises
+    ------
+    TlsUnusable
+        If HTTPS is wanted and cannot be had; nothing is answered without it.
+    """
+    tls = web_context(settings.tls) if settings.http.tls else None
     listening = listening_socket(settings.http.host, settings.http.port)
     if settings.http.processes == 1:
-        _answer(settings, open_database("web"), listening)
+        _answer(settings, open_database("web"), listening, tls)
         return
-    _Family(settings, open_database, listening).run()
+    _Family(settings, open_database, listening, tls).run()
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -56,8 +65,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def server_of(app: Starlette) -> uvicorn.Server:
-    """The HTTP server of one process, with its limits."""
+def server_of(app: Starlette, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
+    """The server of one process, with its limits; HTTPS where `tls` is given."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -72,13 +81,17 @@ def server_of(app: Starlette) -> uvicorn.Server:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
+    config.load()
+    config.ssl = tls  # ours is stricter than what uvicorn makes of file names
     return uvicorn.Server(config)
 
 
-def _answer(settings: NodeSettings, database: Database, listening: socket.socket) -> None:
+def _answer(
+    settings: NodeSettings, database: Database, listening: socket.socket, tls: ssl.SSLContext | None
+) -> None:
     app = build_app(settings, database)
     try:
-        server_of(app).run(sockets=[listening])
+        server_of(app, tls).run(sockets=[listening])
     finally:
         app.state.services.close()
         database.close()
@@ -87,8 +100,15 @@ def _answer(settings: NodeSettings, database: Database, listening: socket.socket
 class _Family:
     """The first process, which only watches, and those that answer."""
 
-    def __init__(self, settings: NodeSettings, open_database: OpenDatabase, listening: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        open_database: OpenDatabase,
+        listening: socket.socket,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._settings = settings
+        self._tls = tls
         self._open_database = open_database
         self._listening = listening
         self._names: dict[int, str] = {}  # by process id
@@ -121,7 +141,7 @@ class _Family:
             if os.getppid() == parent:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-                _answer(self._settings, self._open_database(name), self._listening)
+                _answer(self._settings, self._open_database(name), self._listening, self._tls)
                 status = 0
         finally:
             logging.shutdown()

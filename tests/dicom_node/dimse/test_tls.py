@@ -13,10 +13,10 @@ from dicom_node import readiness
 from dicom_node.answers import Kind
 from dicom_node.dimse.calling import Caller
 from dicom_node.dimse.scu import Sending, echo, send_instances
-from dicom_node.dimse.tls import client_context, server_context
 from dicom_node.errors import PeerUnreachable, TlsUnusable
 from dicom_node.settings_network import TlsSettings
-from tests.dicom_node.dimse.certificates import RSA, Authority
+from dicom_node.tls import client_context, server_context
+from tests.certificates import RSA, Authority
 from tests.dicom_node.dimse.instances import CT, make_image, save
 
 VERIFICATION = "1.2.840.10008.1.1"

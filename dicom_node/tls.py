@@ -1,4 +1,4 @@
-"""TLS for DICOM after BCP 195: TLS 1.2 or 1.3, forward secrecy, authenticated encryption, nothing older.
+"""TLS for DICOM and HTTPS after BCP 195: TLS 1.2 or 1.3, forward secrecy, authenticated encryption.
 
 There is no way back to plain: what cannot be used is said in a sentence, and nothing is opened or sent.
 
@@ -56,6 +56,20 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
     _load_trusted(context, settings)
     if settings.certificate is not None:
         _load_own(context, settings)
+    return context
+
+
+def web_context(settings: TlsSettings) -> ssl.SSLContext:
+    """What the web server needs: our certificate; a browser shows none.
+
+    Raises
+    ------
+    TlsUnusable
+        With the setting and what is wrong with it.
+    """
+    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    _load_own(context, settings)
     return context
 
 
