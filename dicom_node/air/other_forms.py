@@ -9,7 +9,6 @@ from dicom_node.air.rules import Rule, present
 
 KEY_OBJECT_TEMPLATE: Final = "2010"
 OF_INTEREST: Final = "113000"
-TRUE_COLOUR: Final = "1.2.840.10008.5.1.4.1.1.7.4"
 
 
 def _says_it_is_a_copy(dataset: Dataset) -> Iterator[str]:
@@ -31,7 +30,7 @@ def _has_all_pixels(dataset: Dataset) -> Iterator[str]:
         yield f"Pixel Data has {len(dataset.PixelData)} bytes, not {size + size % 2}"
     if frames != len(dataset.SourceImageSequence):
         yield f"{frames} frames were made from {len(dataset.SourceImageSequence)} source images"
-    if dataset.SOPClassUID == TRUE_COLOUR and len(dataset.get("PageNumberVector") or []) != frames:
+    if frames > 1 and len(dataset.get("PageNumberVector") or []) != frames:
         yield "Page Number Vector does not count the frames"
 
 

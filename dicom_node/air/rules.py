@@ -7,16 +7,15 @@ from typing import Final
 
 from pydicom.dataset import Dataset
 
+from dicom_node.forms.form import SOP_CLASSES, Form
+
 LABELMAP: Final = "1.2.840.10008.5.1.4.1.1.66.7"
 SEG_CLASSES: Final = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", LABELMAP})
 SR_CLASSES: Final = frozenset({f"1.2.840.10008.5.1.4.1.1.88.{number}" for number in (11, 22, 33, 34)})
 OTHER_FORMS: Final = {  # SOP Class -> kind; such an object is ours to check where we made it
-    "1.2.840.10008.5.1.4.1.1.7": "SC",
-    "1.2.840.10008.5.1.4.1.1.7.4": "SC",
-    "1.2.840.10008.5.1.4.1.1.11.1": "PR",
-    "1.2.840.10008.5.1.4.1.1.11.2": "PR",
-    "1.2.840.10008.5.1.4.1.1.88.59": "KO",
-    "1.2.840.10008.5.1.4.1.1.104.1": "DOC",
+    uid: kind
+    for form, kind in ((Form.SC, "SC"), (Form.GSPS, "PR"), (Form.KOS, "KO"), (Form.PDF, "DOC"))
+    for uid in SOP_CLASSES[form]
 }
 MODALITY_OF: Final = {"SEG": "SEG", "SR": "SR", "SC": "OT", "PR": "PR", "KO": "KO", "DOC": "DOC"}  # by kind
 EVERY_KIND: Final = frozenset(MODALITY_OF)

@@ -21,6 +21,16 @@ class Form(StrEnum):
     PDF = "PDF"  # Encapsulated PDF of one page
 
 
+SOP_CLASSES: Final[dict[Form, tuple[str, ...]]] = {  # in which each form is written
+    Form.SEG: ("1.2.840.10008.5.1.4.1.1.66.4",),
+    Form.SEG_LABELMAP: ("1.2.840.10008.5.1.4.1.1.66.7",),
+    Form.SEG_FRACTIONAL: ("1.2.840.10008.5.1.4.1.1.66.4",),
+    Form.SR: ("1.2.840.10008.5.1.4.1.1.88.34",),
+    Form.SC: ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.4"),  # one frame, several
+    Form.GSPS: ("1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.11.2"),  # grey, colour
+    Form.KOS: ("1.2.840.10008.5.1.4.1.1.88.59",),
+    Form.PDF: ("1.2.840.10008.5.1.4.1.1.104.1",),
+}
 Profile = frozenset[Form]  # what one destination gets
 
 SEG_FORMS: Final = (Form.SEG, Form.SEG_LABELMAP, Form.SEG_FRACTIONAL)

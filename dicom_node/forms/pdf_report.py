@@ -18,14 +18,14 @@ from reportlab.pdfgen.canvas import Canvas
 from dicom_node import codes
 from dicom_node.forms.content import Content, key_images
 from dicom_node.forms.envelope import Label, code_item, new_object
-from dicom_node.forms.form import Form
+from dicom_node.forms.form import SOP_CLASSES, Form
 from dicom_node.picture import draw_key_picture
 from dicom_node.product import MANUFACTURER
 from dicom_node.provenance import RESEARCH_USE
 from dicom_node.sr import NOT_NORMAL, impression
 from dicom_node.sr_measurements import measurements_of
 
-ENCAPSULATED_PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
+(ENCAPSULATED_PDF,) = SOP_CLASSES[Form.PDF]
 SERIES_NUMBER: Final = 9006
 TITLE: Final = "AI result, research use only"
 PLAIN, BOLD = "Vera", "VeraBd"  # come with reportlab; embedded, so that every reader shows the same

@@ -14,14 +14,13 @@ from pydicom.dataset import Dataset
 from dicom_node import codes
 from dicom_node.forms.content import Content, KeyImage, key_images
 from dicom_node.forms.envelope import Label, by_series, new_object, reference, references
-from dicom_node.forms.form import Form
+from dicom_node.forms.form import SOP_CLASSES, Form
 from dicom_node.frames import IMAGER_PIXEL_SPACING, frame_attributes
 from dicom_node.picture import BANNER
 from dicom_node.provenance import RESEARCH_USE
 from dicom_node.regions import Points, outlines
 
-GREY: Final = "1.2.840.10008.5.1.4.1.1.11.1"
-COLOUR: Final = "1.2.840.10008.5.1.4.1.1.11.2"
+GREY, COLOUR = SOP_CLASSES[Form.GSPS]
 SERIES_NUMBER: Final = 9004
 DESCRIPTION: Final = "AI contours (research use only)"
 LAYER: Final = "AI_RESULT"

@@ -13,12 +13,11 @@ from pydicom.dataset import Dataset
 from dicom_node import codes
 from dicom_node.forms.content import Content, KeyImage, key_images
 from dicom_node.forms.envelope import Label, code_item, new_object, reference
-from dicom_node.forms.form import Form
+from dicom_node.forms.form import SOP_CLASSES, Form
 from dicom_node.picture import draw_key_picture
 from dicom_node.provenance import RESEARCH_USE
 
-SINGLE: Final = "1.2.840.10008.5.1.4.1.1.7"
-TRUE_COLOUR: Final = "1.2.840.10008.5.1.4.1.1.7.4"  # Multi-frame True Color Secondary Capture
+SINGLE, TRUE_COLOUR = SOP_CLASSES[Form.SC]
 SERIES_NUMBER: Final = 9003
 PAGE_NUMBER_VECTOR: Final = 0x00182001
 # Modalities whose images are free of text; the screens of others may show whose they are.
