@@ -1,6 +1,6 @@
 """What every form of a result is made from, and which frames of the source are its key images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +47,14 @@ def key_images(content: Content) -> tuple[KeyImage, ...]:
     marked = [index for index, mask in enumerate(content.masks) if mask.any()]
     chosen = _spread(marked, key) if key in marked else [key]
     return tuple(KeyImage(frames[index], content.masks[index]) for index in chosen)
+
+
+def like_the_key(
+    content: Content, images: Sequence[KeyImage], trait: Callable[[KeyImage], object]
+) -> list[KeyImage]:
+    """Those of `images` that have the trait of the key frame, which is among them."""
+    wanted = next(trait(image) for image in images if image.frame is content.findings.key)
+    return [image for image in images if trait(image) == wanted]
 
 
 def _spread(marked: list[int], key: int) -> list[int]:

@@ -12,7 +12,7 @@ from PIL import ImageCms
 from pydicom.dataset import Dataset
 
 from dicom_node import codes
-from dicom_node.forms.content import Content, KeyImage, key_images
+from dicom_node.forms.content import Content, KeyImage, key_images, like_the_key
 from dicom_node.forms.envelope import Label, by_series, new_object, reference, references
 from dicom_node.forms.form import SOP_CLASSES, Form
 from dicom_node.frames import IMAGER_PIXEL_SPACING, frame_attributes
@@ -39,7 +39,7 @@ SRGB_DATE: Final = bytes.fromhex("07d000010001000000000000")  # of the profile: 
 
 def build_presentation_state(content: Content) -> Dataset:
     """Every outline of the key images as a closed polyline. Source: PS3.3 A.33.1, A.33.2, C.10.5, C.11.10."""
-    images = _alike(key_images(content))
+    images = like_the_key(content, key_images(content), _modality_lut)
     is_colour = images[0].frame.display.ndim == 3
     label = Label(Form.GSPS, COLOUR if is_colour else GREY, "PR", SERIES_NUMBER, DESCRIPTION)
     dataset = new_object(content, label)
@@ -55,10 +55,9 @@ def build_presentation_state(content: Content) -> Dataset:
     return dataset
 
 
-def _alike(images: Sequence[KeyImage]) -> list[KeyImage]:
-    """Those with the modality transformation of the first: a presentation state has one for all."""
-    first = _picked(images[0], MODALITY_LUT)
-    return [image for image in images if _picked(image, MODALITY_LUT) == first]
+def _modality_lut(image: KeyImage) -> Dataset:
+    """A presentation state has one modality transformation for all its images."""
+    return _picked(image, MODALITY_LUT)
 
 
 def _set_identity(dataset: Dataset, target: str) -> None:
@@ -132,7 +131,7 @@ def _layer() -> Dataset:
 
 def _set_grey_levels(dataset: Dataset, images: Sequence[KeyImage]) -> None:
     """The images' own transformations, so that they look as without the presentation state."""
-    dataset.update(_picked(images[0], MODALITY_LUT))
+    dataset.update(_modality_lut(images[0]))
     if "RescaleSlope" in dataset and not dataset.get("RescaleType"):
         dataset.RescaleType = "US"  # unspecified
     windows = [_picked(image, VOI_LUT) for image in images]

@@ -11,10 +11,10 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_node import codes
-from dicom_node.forms.content import Content, KeyImage, key_images
+from dicom_node.forms.content import Content, KeyImage, key_images, like_the_key
 from dicom_node.forms.envelope import Label, code_item, new_object, reference
 from dicom_node.forms.form import SOP_CLASSES, Form
-from dicom_node.picture import draw_key_picture
+from dicom_node.picture import draw_key_picture, picture_scale
 from dicom_node.provenance import RESEARCH_USE
 
 SINGLE, TRUE_COLOUR = SOP_CLASSES[Form.SC]
@@ -34,12 +34,10 @@ def build_secondary_capture(content: Content) -> Dataset:
 
     Source: PS3.3 A.8.1, A.8.5, C.8.6.
     """
-    images = key_images(content)
-    pictures = [draw_key_picture(image.frame, image.mask) for image in images]
-    kept = [place for place, picture in enumerate(pictures) if picture.size == pictures[0].size]
-    dataset = new_object(content, _label(len(kept)))
-    _set_pixels(dataset, [pictures[place] for place in kept])
-    _set_origin(dataset, [images[place] for place in kept])
+    images = like_the_key(content, key_images(content), lambda image: picture_scale(image.frame))
+    dataset = new_object(content, _label(len(images)))
+    _set_pixels(dataset, [draw_key_picture(image.frame, image.mask) for image in images])
+    _set_origin(dataset, images)
     return dataset
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from dicom_node.air.gate import check_together
 from dicom_node.analysis import analyse
-from dicom_node.forms.form import Recipient
+from dicom_node.forms.form import Form, Recipient
 from dicom_node.frames import FrameLimits, load_series
 from dicom_node.pipeline import Services, run_job, warm_up
 from dicom_node.reading import AnalysisRequest
@@ -23,7 +24,7 @@ from storage.index import Origin, instances_of_study
 from storage.jobs import ClaimedJob, JobRequest, JobState, claim_job, create_job
 from storage.part10 import absolute
 from storage.worklist import list_deliveries, list_jobs
-from tests import builders
+from tests import builders, formed
 from tests.doors import make_receiver
 from tests.stub_engine import StubPredictor
 
@@ -292,9 +293,10 @@ REAL_FILES = (
 def test_results_of_real_files_are_valid(shared_data: Path, tmp_path: Path, name: str) -> None:
     path = shared_data / "data" / "dicom" / name
     series = load_series([path], FrameLimits())
-    result = analyse(series, Central(), AnalysisRequest(QUERY))
+    result = analyse(series, Central(), AnalysisRequest(QUERY), profiles=formed.PROFILES)
+    assert {made.form for made in result.objects} == set(Form)
     assert len(result.segmentations) == 1
     assert result.segmentations[0].NumberOfFrames == len(series.frames)
     assert result.segmentations[0].PatientID == str(series.datasets[0].get("PatientID") or "")
-    for dataset in result.datasets:
-        assert builders.standard_errors(tmp_path, dataset) == []
+    assert check_together(result.datasets, series.datasets) == []
+    assert [error for made in result.objects for error in formed.errors_of(tmp_path, made)] == []

@@ -105,17 +105,18 @@ def test_the_images_look_as_without_it(tmp_path: Path) -> None:
 
 def test_what_is_transformed_otherwise_is_left_out(tmp_path: Path) -> None:
     """A presentation state has one modality transformation for all its images."""
-    stack = builders.make_stack([formed.ellipse()] * 3)
+    stack = builders.make_stack([formed.ellipse(radius) for radius in (5, 5, 9)])  # the last is the key image
     for number, dataset in enumerate(stack):
-        dataset.RescaleSlope, dataset.RescaleIntercept = 1 if number else 2, 0
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, number % 2
     made = state(tmp_path, stack)
     named = {
         str(image.ReferencedSOPInstanceUID)
         for series in made.ReferencedSeriesSequence
         for image in series.ReferencedImageSequence
     }
-    assert len(named) < 3
-    assert len(made.GraphicAnnotationSequence) == len(named)
+    assert named == {str(stack[0].SOPInstanceUID), str(stack[2].SOPInstanceUID)}
+    assert len(made.GraphicAnnotationSequence) == 2
+    assert made.RescaleIntercept == 0
 
 
 def test_inverted_images_stay_inverted(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_without_an_outline_the_picture_says_that_this_is_not_normal(tmp_path: P
     assert len(drawn_points(made.pixel_array[:-30])) == 0
 
 
+def test_what_would_be_drawn_in_another_size_is_left_out(tmp_path: Path) -> None:
+    stack = builders.make_stack([formed.ellipse(radius) for radius in (5, 9, 6)])
+    stack[0].PixelSpacing = ["1", "1"]
+    made = capture(tmp_path, stack)
+    named = [image.ReferencedSOPInstanceUID for image in made.SourceImageSequence]
+    assert named == [stack[1].SOPInstanceUID, stack[2].SOPInstanceUID]
+
+
 def test_odd_proportions_stay_within_bounds(tmp_path: Path) -> None:
     series = builders.as_loaded(tmp_path, [builders.make_ultrasound(formed.ellipse())])
     frame = replace(series.frames[0], spacing_mm=(0.001, 10.0))
