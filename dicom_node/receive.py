@@ -126,7 +126,7 @@ class Intake:
     def __init__(self, receiver: "Receiver", announced: Announced) -> None:
         meta = encode_meta(announced)
         self._receiver = receiver
-        self._announced = announced
+        self.announced = announced
         self._start = len(meta)
         self._beginning = bytearray(meta)
         self._incoming = receiver.open_incoming(may_use_reserve=announced.is_own_result)
@@ -162,7 +162,7 @@ class Intake:
         InstanceRefused, NodeUnable
             As `Receiver.receive_part10`.
         """
-        announced, incoming = self._announced, self._incoming
+        announced, incoming = self.announced, self._incoming
         plan = HeaderPlan(self._start, announced.transfer_syntax_uid, self._receiver.limits.header, INDEXED)
         with _translated_errors():
             stored = incoming.complete()  # the disk writes while we look
@@ -177,15 +177,16 @@ class Intake:
 
     def finish(self) -> Received:
         """Have the instance durable and indexed; raises as `check`, and ConflictingInstance."""
-        entry = self.entry()
-        with _translated_errors():
-            self._receiver.seal(self._incoming)  # here, where others do the same, not one after the other
+        entry = self.seal()
         self._receiver.commit([entry])
         return received(entry)
 
-    def entry(self) -> Entry:
-        """Check the instance and give what `Receiver.commit` takes; raises as `check`."""
-        return Entry(self._incoming, self.check())
+    def seal(self) -> Entry:
+        """Check the instance and make its bytes durable, not yet its name; raises as `check`."""
+        record = self.check()
+        with _translated_errors():
+            self._receiver.seal(self._incoming)
+        return Entry(self._incoming, record)
 
     def keep(self) -> None:
         """Have the file durable under its name; its row is the caller's."""

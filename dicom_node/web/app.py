@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import anyio
@@ -47,6 +48,7 @@ from storage.errors import SearchRefused, StorageError
 from storage.files import open_files
 
 MAX_UPLOADS: Final = 16
+MAX_SEALERS: Final = 4
 MAX_ADDRESS_BYTES: Final = 16 * 1024
 MAX_PIECE_BYTES: Final = 4 * MIB
 SLOW_READER_S: Final = 60.0  # without room for the next piece of an answer
@@ -88,6 +90,7 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
         settings=settings,
         readiness_checks=readiness_checks(settings, database, files),
         uploads=anyio.CapacityLimiter(MAX_UPLOADS),
+        sealers=ThreadPoolExecutor(MAX_SEALERS, "sealer"),
         pressure=open_pressure(settings),
         decoders=open_decoders(settings),
         layouts=Layouts(),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -40,14 +41,16 @@ class WebServices:
     settings: NodeSettings
     readiness_checks: Sequence[Callable[[], list[Problem]]]
     uploads: anyio.CapacityLimiter  # bodies read at the same time; others wait
+    sealers: ThreadPoolExecutor  # hash and fsync what came, while more comes
     pressure: Pressure
     decoders: LimitedPool
     layouts: Layouts
     metadata: MetadataCache
 
     def close(self) -> None:
-        """End the processes that decode; the database is its opener's to close."""
+        """End the processes that decode, and the threads; the database is its opener's to close."""
         self.decoders.close()
+        self.sealers.shutdown()
 
 
 def services_of(request: HTTPConnection) -> WebServices:

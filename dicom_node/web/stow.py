@@ -9,7 +9,6 @@ Source: PS3.18 10.5, Tables 10.5.3-1 (statuses) and I.2 (store instances respons
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,7 +17,6 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dicom_node.committer import Entry
 from dicom_node.errors import (
     BadRequest,
     BodyTooLarge,
@@ -28,15 +26,14 @@ from dicom_node.errors import (
     RequestRefused,
     UnsupportedMediaType,
 )
+from dicom_node.gathering import Gathering
 from dicom_node.header import MAX_META_BYTES, META_START, MIB, split_meta_uids
 from dicom_node.receive import (
     MAX_UID_CHARACTERS,
     UID_FORM,
     ExpectedUids,
     Received,
-    Receiver,
     checked_uid,
-    received,
 )
 from dicom_node.web.body import Body
 from dicom_node.web.media_types import DICOM, DICOM_JSON, MULTIPART, MediaType, parse_media_type, part_type
@@ -70,49 +67,41 @@ class _Failure:
 class _Outcome:
     """What became of the parts of one request; use it in a `with`."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, services: WebServices) -> None:
         self.stored: list[Received] = []
         self.failures: list[_Failure] = []
-        self._receiver = receiver
-        self._waiting: list[Entry] = []
-        self._files = ExitStack()
+        self._receiver = services.receiver
+        self._gathering = Gathering(services.receiver, services.sealers)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was, or can still be, stored."""
-        return not self.stored and not self._waiting
+        return not self.stored and not self._gathering
 
     def take(self, content: Iterable[bytes | memoryview], study: str | None) -> None:
         """Take one instance, which becomes durable later; raises InstanceRefused, NodeUnable."""
         origin, expected = Origin(ORIGIN_KIND, ""), ExpectedUids(study_instance_uid=study)
-        with ExitStack() as files:
-            intake = files.enter_context(self._receiver.begin_part10(content, origin, expected))
-            self._waiting.append(intake.entry())
-            self._files.push(files.pop_all())
-        if len(self._waiting) >= TOGETHER:
+        self._gathering.take(self._receiver.begin_part10(content, origin, expected))
+        if len(self._gathering) >= TOGETHER:
             self.settle()
 
     def settle(self) -> None:
-        """Have all that was taken durable and indexed: only then is it known what became of each."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        with self._files.pop_all():
-            self._receiver.commit(waiting)
-        for entry in waiting:
-            try:
-                self.stored.append(received(entry))
-            except NodeError as error:
-                uids = entry.record.sop_class_uid, entry.record.sop_instance_uid
-                self.failures.append(_Failure(error, *uids))
+        """Have all that was taken durable and indexed, and note what became of each."""
+        for each in self._gathering.settle():
+            if isinstance(each, Received):
+                self.stored.append(each)
+            else:
+                uids = each.announced.sop_class_uid, each.announced.sop_instance_uid
+                self.failures.append(_Failure(each.error, *uids))
 
     def __enter__(self) -> Self:
+        self._gathering.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.close()
+        self._gathering.__exit__(kind, error, trace)
 
 
 class _Ended(Exception):
@@ -171,7 +160,7 @@ def _max_body_bytes(services: WebServices) -> int:
 
 
 def _store(services: WebServices, kind: MediaType, chunks: Iterator[bytes], study: str | None) -> Response:
-    with _Outcome(services.receiver) as outcome:
+    with _Outcome(services) as outcome:
         try:
             _store_body(services, kind, chunks, study, outcome)
         except _Ended:
