@@ -42,6 +42,16 @@ def test_pages_of_the_router_are_the_index(client, address):
     assert answer.headers["cache-control"] == "no-cache"
 
 
+@pytest.mark.parametrize("end", ["", "<body><div></div></body></html>"])
+def test_the_page_has_the_button_for_questions_once_at_its_end(client, site, end):
+    (site / "index.html").write_text("<!doctype html><title>OHIF Viewer</title>" + end)
+    page = client.get("/viewer?StudyInstanceUIDs=1.2.3").text
+    button = '<script src="/ask/viewer.js" defer></script>'
+    assert page.count(button) == 1
+    assert page.removesuffix("</body></html>").endswith(button)
+    assert page.replace(button, "").endswith(f"OHIF Viewer</title>{end}")
+
+
 @pytest.mark.parametrize(
     ("address", "content_type", "caching"),
     [
