@@ -3,6 +3,10 @@
 The sender is DCMTK's storescu with TCP_NODELAY (it leaves Nagle's algorithm on: 44 ms an instance), from the
 page cache; it shares the machine with the receivers. What a success means is stated in every row. The row of
 the node without its guarantees says what they cost: the same door on a C library whose fsync does nothing.
+
+What a server has written is emptied before the next one comes, and removed only when all is over: emptied
+files give their memory back, which every later server gets alike, while removed ones make it slow for minutes
+to create new ones (ext4 without a journal passes over the inodes of removed files one by one).
 """
 
 import http.client
@@ -46,6 +50,7 @@ from storage.tables import Instance, Series, Study
 LARGE_SIDE, SMALL_SIDE = 512, 120  # pixels: 0.5 MB and 30 KB
 SHARES: Final = 4
 STUDY, SERIES, INSTANCE = "2.25.7000000000", "2.25.7100000000", "2.25.7200000000"  # templates, one length
+BOUNDARY: Final = "0f5e2a6c4b7d49f1a3c8e6d2b1907a54"  # of a multipart body, as long as clients make them
 FILLED: Final = 100_000  # instances that are in the index already
 UNSAFE: Final = "node, unsafe"  # the row without guarantees
 PEERS: Final = ("orthanc", "pynetdicom", "storescp")
@@ -108,13 +113,13 @@ def bench_ingest(
     with tempfile.TemporaryDirectory(prefix="bench-", dir=WORK_FOLDER) as name:
         folder = Path(name).absolute()
         cases = _cases(folder, scale, is_alone=is_alone)
+        floors = _floors(folder)
         results: dict[tuple[str, str], list[Measured]] = {}
         for number in range(scale.rounds):
             for case in cases:
                 for server in case.servers[:: -1 if number % 2 else 1]:  # nobody is always the first
-                    measured = _measure(folder / "run", case, server)
-                    results.setdefault((case.name, server.name), []).append(measured)
-        floors = _floors(folder)
+                    run = folder / f"{number} {case.name} {server.name}".replace(" ", "-")
+                    results.setdefault((case.name, server.name), []).append(_measure(run, case, server))
     return _table(cases, results, floors), _figures(cases, results, floors, is_quick=is_quick)
 
 
@@ -160,8 +165,15 @@ def _measure(folder: Path, case: Case, server: Server) -> Measured:
         _require_all(folder, case)
         return measured
     finally:
-        shutil.rmtree(folder)
+        _empty(folder)
         os.sync()  # what one server leaves to be written does not slow the next one
+
+
+def _empty(folder: Path) -> None:
+    """Give back the disk and the memory of every file below `folder`; they stay until all is measured."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            os.truncate(path, 0)
 
 
 def _require_all(folder: Path, case: Case) -> None:
@@ -222,7 +234,7 @@ def send(folder: Path, associations: int, to: Running) -> None:
 
 def _post(body: bytes, to: Running) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", to.http_port or 0, timeout=600)
-    kind = 'multipart/related; type="application/dicom"; boundary=bench'
+    kind = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
     headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
     connection.request("POST", "/dicom-web/studies", body, headers)
     answer = connection.getresponse()
@@ -233,10 +245,10 @@ def _post(body: bytes, to: Running) -> None:
 
 
 def _multipart(paths: Sequence[Path]) -> bytes:
-    parts = [
-        b"--bench\r\nContent-Type: application/dicom\r\n\r\n" + path.read_bytes() + b"\r\n" for path in paths
-    ]
-    return b"".join([*parts, b"--bench--\r\n"])
+    mark = f"--{BOUNDARY}".encode()
+    head = mark + b"\r\nContent-Type: application/dicom\r\n\r\n"
+    parts = [head + path.read_bytes() + b"\r\n" for path in paths]
+    return b"".join([*parts, mark, b"--\r\n"])
 
 
 def _template(side: int) -> bytes:
@@ -312,7 +324,8 @@ def _instance_row(number: int) -> dict[str, Any]:
 
 
 def _floors(folder: Path) -> dict[str, float]:
-    """What the machine gives: fsyncs of 4 KB a second, and bytes through a socket."""
+    """What the machine gives: fsyncs of 4 KB a second, bytes through a socket; and how busy it is before."""
+    load = os.getloadavg()[0]
     count = 200
     with (folder / "floor").open("wb") as file:
         began = time.perf_counter()
@@ -321,7 +334,8 @@ def _floors(folder: Path) -> dict[str, float]:
             file.flush()
             os.fsync(file.fileno())
         fsyncs = count / (time.perf_counter() - began)
-    return {"fsyncs_per_s": round(fsyncs), "socket_mb_per_s": round(_socket_rate())}
+    rates = {"fsyncs_per_s": round(fsyncs), "socket_mb_per_s": round(_socket_rate())}
+    return {**rates, "load_before": round(load, 2)}
 
 
 def _socket_rate() -> float:
@@ -368,7 +382,8 @@ def _table(
     floor = f"{floors['fsyncs_per_s']} fsyncs of 4 KB a second, {floors['socket_mb_per_s']} MB/s by loopback"
     cost = ", ".join(f"{name} {ratio:.3f}" for name, ratio in _cost(cases, results).items())
     told = f"Rate with guarantees on to off ({UNSAFE}): {cost}."
-    return "\n".join([*lines, told, f"Floors of this machine: {floor}; {os.cpu_count()} cores."])
+    machine = f"{os.cpu_count()} cores, load {floors['load_before']} before"
+    return "\n".join([*lines, told, f"Floors of this machine: {floor}; {machine}."])
 
 
 def _cost(cases: Sequence[Case], results: dict[tuple[str, str], list[Measured]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The receivers that a benchmark compares: this node, DCMTK's storescp, a minimal pynetdicom SCP, Orthanc.
 
-Each is started anew for every measurement, on loopback, with TCP_NODELAY, in an empty folder of one disk.
+Each is started anew for every measurement, on loopback, with TCP_NODELAY, in a new folder of one disk.
 """
 
 import os

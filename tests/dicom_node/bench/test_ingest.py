@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.bench import servers
+from dicom_node.bench import ingest, servers
 from dicom_node.bench.ingest import UNSAFE, Scale, bench_ingest
 from dicom_node.bench.orthanc import PeerMissing
 from storage.database import upgrade
@@ -36,6 +36,29 @@ def test_guarantees_on_and_off_stand_side_by_side(tmp_path: Path, monkeypatch: p
     assert figures["guarantees_on_to_off_lowest"] == min(cost.values()) > 0
     assert all(f"{name} {ratio:.3f}" in table for name, ratio in cost.items())
     assert json.loads(json.dumps(figures)) == figures
+
+
+def test_what_was_measured_is_emptied_and_stays_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    left: list[tuple[str, int]] = []
+    empty = ingest._empty
+
+    def emptied(folder: Path) -> None:
+        assert sum(path.stat().st_size for path in folder.rglob("*.dcm")) > 0
+        empty(folder)
+        runs = sorted(folder.parent.glob("0-*"))
+        files = [path for run in runs for path in run.rglob("*") if path.is_file()]
+        left.append((folder.name, sum(path.stat().st_size for path in files)))
+        assert sum(path.suffix == ".dcm" for path in files) == 4 * len(runs)
+
+    monkeypatch.setattr(ingest, "_empty", emptied)
+    bench_ingest(
+        is_quick=True, is_alone=True, scale=Scale(large=4, small=0, stow=0, rounds=1, associations=(1,))
+    )
+    assert left == [("0-large-x-1-node", 0), ("0-large-x-1-node,-unsafe", 0)]
+    assert list((tmp_path / ".cache").iterdir()) == []
 
 
 def test_without_guarantees_nothing_asks_the_disk(tmp_path: Path):
