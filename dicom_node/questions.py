@@ -9,6 +9,7 @@ from typing import Final
 
 from dicom_node.completion import attributes_of
 from dicom_node.errors import BadRequest, NotAskable, NotFound, QuestionRefused
+from dicom_node.reading import VENTRICLE
 from dicom_node.routing import Route, choose_route
 from dicom_node.settings import NodeSettings
 from storage.database import Transaction
@@ -59,13 +60,14 @@ def ask(tx: Transaction, question: Question, settings: NodeSettings) -> str:
     if study is None:
         raise NotFound("no study of this UID is stored here: send its images first")
     wish = replace(question.wish, query=query)
-    series = _series_of(tx, question, wish, settings)
-    request = request_of(tx, wish, study, series, settings)
-    request = replace(request, rule=RULE, priority=PRIORITY, is_kept_here=not question.is_sent)
-    job_id = _placed(tx, request, question.asker)
-    if question.is_sent:
-        send_results(tx, job_id)
-    return job_id
+    job_ids = []
+    for series in _series_of(tx, question, wish, settings):
+        request = request_of(tx, _aimed(tx, wish, series, settings), study, series, settings)
+        request = replace(request, rule=RULE, priority=PRIORITY, is_kept_here=not question.is_sent)
+        job_ids.append(_placed(tx, request, question.asker))
+        if question.is_sent:
+            send_results(tx, job_ids[-1])
+    return job_ids[0]
 
 
 def checked_query(query: str) -> str:
@@ -138,14 +140,32 @@ def _routes_of(model: str, settings: NodeSettings) -> list[Route]:
     return [route for route in settings.routes if model in ("", route.model)]
 
 
-def _series_of(tx: Transaction, question: Question, wish: Wish, settings: NodeSettings) -> Series:
-    """The series that was named, or that a rule asks this of, or that any rule matches, or the first."""
+def _series_of(tx: Transaction, question: Question, wish: Wish, settings: NodeSettings) -> list[Series]:
+    """The series that was named, or that a rule asks this of, or that any rule matches, or the first.
+
+    Slices of a heart may be a series each: all that the rule of the first matches are asked, as by the rule.
+    """
     found = series_with_images(tx, question.study_instance_uid)
     if question.series_instance_uid is not None:
-        return _named(tx, question, found)
+        return [_named(tx, question, found)]
     if not found:
         raise NotAskable("the study has no images here: send them first")
-    return min(_ranked(tx, found, wish, settings), key=lambda ranked: ranked[:2])[2]
+    first = min(_ranked(tx, found, wish, settings), key=lambda ranked: ranked[:2])[2]
+    rule = _rule_of(tx, first, wish, settings)
+    if rule is None or rule.target != VENTRICLE:
+        return [first]
+    others = [each for each in found if each is not first and _rule_of(tx, each, wish, settings) is rule]
+    return [first, *others]
+
+
+def _rule_of(tx: Transaction, series: Series, wish: Wish, settings: NodeSettings) -> Route | None:
+    return choose_route(attributes_of(tx, series), _routes_of(wish.model, settings)).route
+
+
+def _aimed(tx: Transaction, wish: Wish, series: Series, settings: NodeSettings) -> Wish:
+    """The wish, with what the rule of these images expects as the target of an answer that names none."""
+    rule = _rule_of(tx, series, wish, settings)
+    return wish if wish.target or rule is None else replace(wish, target=rule.target)
 
 
 def _named(tx: Transaction, question: Question, found: Sequence[Series]) -> Series:
@@ -161,9 +181,8 @@ def _named(tx: Transaction, question: Question, found: Sequence[Series]) -> Seri
 def _ranked(
     tx: Transaction, found: Sequence[Series], wish: Wish, settings: NodeSettings
 ) -> Iterator[tuple[int, int, Series]]:
-    routes = _routes_of(wish.model, settings)
     for place, series in enumerate(found):
-        route = choose_route(attributes_of(tx, series), routes).route
+        route = _rule_of(tx, series, wish, settings)
         rank = 2 if route is None else int(route.query != wish.query)
         yield rank, place, series
 

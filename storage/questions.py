@@ -24,6 +24,20 @@ def hold_results(tx: Transaction, job_id: str) -> None:
     tx.execute(held.execution_options(synchronize_session=False))
 
 
+def answering_job(tx: Transaction, job: Job) -> Job:
+    """The job that gives the answer: that of another series, where this one is a slice of its stack."""
+    leader = json.loads(job.summary or "{}").get("analysed_with")
+    statement = select(Job).where(
+        Job.study_instance_uid == job.study_instance_uid,
+        Job.study_version == job.study_version,
+        Job.series_instance_uid == leader,
+        Job.model == job.model,
+        Job.query == job.query,
+    )
+    found = tx.scalars(statement.order_by(Job.repeat.desc())).first()
+    return job if leader is None or found is None else found
+
+
 def send_results(tx: Transaction, job_id: str) -> int:
     """Have the results of a job sent, once it has any; gives how many deliveries were let go."""
     makers = _makers(tx, job_id)

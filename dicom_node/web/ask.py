@@ -23,7 +23,7 @@ from storage.database import Transaction
 from storage.deliveries import DeliveryState
 from storage.index import find_instance
 from storage.jobs import JobState
-from storage.questions import deliveries_of_result, is_held, send_results
+from storage.questions import answering_job, deliveries_of_result, is_held, send_results
 from storage.tables import Delivery, Instance, Job
 
 ADDRESS: Final = "/api/ask"
@@ -184,7 +184,7 @@ def _job(tx: Transaction, request: Request) -> Job:
     job = tx.get(Job, job_id) if re.fullmatch(r"[0-9a-f]{32}", job_id) else None
     if job is None:
         raise NotFound("there is no question of this id: ask with POST /api/ask")
-    return job
+    return answering_job(tx, job)
 
 
 def _asker(request: Request) -> str:

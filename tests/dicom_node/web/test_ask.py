@@ -9,7 +9,7 @@ from dicom_node.completion import complete_studies
 from dicom_node.pipeline import run_job
 from dicom_node.questions import PRIORITY
 from dicom_node.tasks import job_services
-from storage.jobs import JobRequest, cancel_job, claim_next_job, create_job
+from storage.jobs import JobRequest, cancel_job, claim_job, claim_next_job, complete_job, create_job
 from storage.tables import Delivery, Job
 from tests import builders
 from tests.dicom_node.dimse.instances import SEGMENTATION, make_data_set
@@ -217,6 +217,38 @@ def test_what_cannot_be_asked_is_said(client, images, database, body, status, wo
     assert (answer.status_code, word in answer.json()["error"]) == (status, True), answer.text
     assert answer.json()["advice"]
     assert jobs(database) == []
+
+
+class TestHeart:
+    """Slices of a heart, each a series: the job of the lowest gives the answer about all."""
+
+    @pytest.fixture
+    def sections(self):
+        rule = builders.route(modality=("MR",), target="left ventricular cavity").model_dump()
+        return {"http": {"allowed_hosts": ["node"]}, "routes": [rule], "destinations": [PACS]}
+
+    def test_every_slice_is_asked_and_the_stack_answers(self, ask, client, images, keep, database):
+        keep(*stack(1, study=str(images[0].StudyInstanceUID)))
+        asked = ask("Segment the left ventricle.").json()
+        first, second = jobs(database)
+        assert {first.target, second.target} == {"left ventricular cavity"}
+        assert first.series_instance_uid != second.series_instance_uid
+        assert first.is_kept_here
+        assert second.is_kept_here
+        other = first if second.job_id == asked["job_id"] else second
+        with database.transaction() as tx:
+            mine = claim_job(tx, asked["job_id"], "worker", 60.0, 3)
+            summary = {"analysed_with": other.series_instance_uid, "sop_instance_uids": {}}
+            complete_job(tx, mine.job_id, mine.fence, "OTHER SERIES", summary)
+        waiting = client.get(asked["url"]).json()
+        assert (waiting["job_id"], waiting["state"]) == (other.job_id, "SCHEDULED")
+        client.post(f"{asked['url']}/send", json={})
+        assert {job.job_id: job.is_kept_here for job in jobs(database)}[other.job_id] is False
+
+    def test_a_series_that_is_named_is_asked_alone(self, ask, images, keep, database):
+        keep(*stack(1, study=str(images[0].StudyInstanceUID)))
+        ask(series=str(images[0].SeriesInstanceUID))
+        assert [job.series_instance_uid for job in jobs(database)] == [str(images[0].SeriesInstanceUID)]
 
 
 def test_results_are_not_asked_about(ask, client, images, keep, work, database):
