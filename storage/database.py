@@ -48,6 +48,7 @@ Transaction: TypeAlias = Session
 DRIVER = "driver"  # key of `Session.info`: the driver's connection, where it is known to stay the same
 
 _LOCK_TIMEOUT_S = 15.0  # nobody holds a lock for so long; who asked us waits for an answer
+_LOOK_AGAIN_S = 0.0002
 ANSWER_WITHIN_S = 20.0  # as settings.database_answer_s, for those without a configuration
 _POOL_TIMEOUT_S = 10.0
 _DISK_FULL = frozenset({"SQLITE_FULL", "53100"})  # SQLite's error name, PostgreSQL's SQLSTATE
@@ -159,7 +160,7 @@ class Writer:
             session, self._session = self._session or self._open(), None
             driver: sqlite3.Connection = session.info[DRIVER]
             try:
-                _run(driver, "BEGIN IMMEDIATE")
+                _begin_at_once(driver)
                 yield session
                 session.flush()
                 _run(driver, "COMMIT")
@@ -181,9 +182,29 @@ class Writer:
         connection = self._engine.connect()
         driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA query_only=OFF")  # it may have been used for reading
+        driver.execute("PRAGMA busy_timeout=0")  # see _begin_at_once
         session = Session(connection, expire_on_commit=False, info={DRIVER: driver})
         session.connection()  # SQLAlchemy believes in one long transaction from here on
         return session
+
+
+def _begin_at_once(driver: sqlite3.Connection) -> None:
+    """Wait for the write lock, looking for it more often than SQLite.
+
+    SQLite sleeps 1, 2, 5, 10 ... 100 ms, another receiving process holds the lock for less than one: who has
+    to wait would find it taken again and again.
+    """
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            _run(driver, "BEGIN IMMEDIATE")
+        except OperationalError as error:
+            is_busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_AGAIN_S)
+        else:
+            return
 
 
 def _run(driver: sqlite3.Connection, sql: str) -> None:
@@ -196,6 +217,7 @@ def _run(driver: sqlite3.Connection, sql: str) -> None:
 
 def _close(session: Session) -> None:
     connection = session.get_bind()
+    session.info[DRIVER].execute(f"PRAGMA busy_timeout={_LOCK_TIMEOUT_S * 1000:.0f}")
     session.close()
     if isinstance(connection, Connection):
         connection.close()

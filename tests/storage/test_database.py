@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,51 @@ def test_a_locked_database_is_unavailable_after_the_timeout(sqlite_url: str, mon
     with db.transaction() as tx:
         tx.execute(text("DELETE FROM study"))
     other.close()
+    db.close()
+
+
+@pytest.fixture
+def holder(sqlite_url: str) -> Iterator[sqlite3.Connection]:
+    """Another connection, which holds the write lock."""
+    other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield other
+    other.close()
+
+
+def test_who_writes_arrivals_waits_for_the_lock_and_gives_the_connection_back_as_it_was(
+    sqlite_url: str, holder: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    looked: list[float] = []
+
+    def look_again(seconds: float) -> None:
+        looked.append(seconds)
+        if len(looked) == 3:
+            holder.execute("ROLLBACK")
+
+    monkeypatch.setattr(database_module.time, "sleep", look_again)
+    db = Database(sqlite_url)
+    writer = db.writer()
+    with writer.transaction() as tx:
+        tx.execute(text("DELETE FROM study"))
+    assert looked == [database_module._LOOK_AGAIN_S] * 3
+    writer.close()
+    with db.transaction() as tx:
+        assert tx.scalar(text("PRAGMA busy_timeout")) == 15_000
+    db.close()
+
+
+def test_who_writes_arrivals_does_not_wait_for_ever(
+    sqlite_url: str, holder: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database_module, "_LOCK_TIMEOUT_S", 0.05)
+    db = Database(sqlite_url)
+    writer = db.writer()
+    with pytest.raises(StorageUnavailable, match="SQLITE_BUSY"), writer.transaction():
+        pytest.fail("the lock was held")
+    holder.execute("ROLLBACK")
+    with writer.transaction() as tx:
+        tx.execute(text("DELETE FROM study"))
     db.close()
 
 
