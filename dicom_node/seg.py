@@ -142,13 +142,19 @@ def _segmentation(source: Dataset, mask: NDArray[np.bool_], request: Segmentatio
         device_serial_number=provenance.model.digest[:64],
         content_label="AI_SEGMENTATION",
         content_description=f"{segment.SegmentLabel[:23]}. {RESEARCH_USE}"[:64],
-        series_description=f"AI {segment.SegmentLabel} (research use only)"[:64],
+        series_description=_series_description(segment.SegmentLabel, request.form),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=True,
         contributing_equipment=[provenance.equipment()],
         fractional_type=SegmentationFractionalTypeValues.OCCUPANCY,  # inside is occupied wholly
         max_fractional_value=FULL,
     )
+
+
+def _series_description(label: str, form: Form) -> str:
+    """What a viewer's list shows; forms beside BINARY are named, since one study may hold several here."""
+    named = label if form is Form.SEG else f"{label}, {form}"
+    return f"AI {named[:41]} (research use only)"
 
 
 def describe_segment(request: SegmentationRequest) -> SegmentDescription:

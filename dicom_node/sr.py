@@ -88,7 +88,7 @@ def build_report(
         manufacturer_model_name=provenance.model.name[:64],
         software_versions=provenance.model.version[:64],
         device_serial_number=provenance.model.digest[:64],
-        series_description="AI report (research use only)",
+        series_description=f"AI report{variant and ', '}{variant} (research use only)",
         is_complete=True,
         is_final=False,
         contributing_equipment=[provenance.equipment()],

@@ -23,6 +23,7 @@ LONGEST = (
     "tests/flow/test_bad_input.py",
     "tests/dicom_node/dimse/test_fuzz.py",
     "tests/flow/test_forms.py",
+    "tests/flow/test_ohif_forms.py",
     "tests/flow/test_upgrade.py",
     "tests/flow/test_object_store.py",
     "tests/dicom_node/dimse/test_commitment.py",

@@ -16,7 +16,7 @@ from dicom_node.frames import SourceSeries
 from dicom_node.seg import SegmentationRequest, build_segmentation
 from dicom_node.sr import build_report
 
-WITHOUT_SEG: Final = "alone"  # the report of a destination that gets no SEG
+WITHOUT_SEG: Final = "without SEG"  # the report of a destination that gets no SEG
 
 MAKERS: Final[dict[Form, Callable[[Content], Dataset]]] = {
     Form.SC: build_secondary_capture,

@@ -109,6 +109,7 @@ def test_without_destinations_there_are_seg_and_sr(tmp_path: Path) -> None:
 def test_every_object_has_its_own_series_and_says_when_and_who(tmp_path: Path) -> None:
     result = formed.formed(tmp_path, formed.SOURCES["stack"]())
     assert len({str(dataset.SeriesInstanceUID) for dataset in result.datasets}) == len(result.datasets)
+    assert len({dataset.SeriesDescription for dataset in result.datasets}) == len(result.datasets)
     assert len({dataset.ContentTime for dataset in result.datasets}) == 1
     assert {dataset.PatientID for dataset in result.datasets} == {"SYNTH-1"}
 
