@@ -30,6 +30,7 @@ def test_a_question_is_asked_beside_the_images(
         destinations=[destination(free_port())],
         viewer={"ohif_root": str(OHIF)},
         inference={"test_mode": True},
+        completion={"quiet_period_s": 2.0},  # a busy machine must not take a pause for the study's end
         routes=[RULE],
     )
     images = stack(3)

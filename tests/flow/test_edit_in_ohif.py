@@ -57,6 +57,7 @@ def test_an_edit_saved_back_is_a_modification(
         destinations=[destination(free_port())],
         viewer={"ohif_root": str(OHIF)},
         inference={"test_mode": True},
+        completion={"quiet_period_s": 2.0},  # a busy machine must not take a pause for the study's end
         routes=[RULE],
     )
     images = stack(3)
