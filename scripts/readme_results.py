@@ -1,4 +1,4 @@
-"""Write or check the README's accuracy table, from what the model package says it measured."""
+"""Write or check the README's accuracy table, from what the model packages say they measured."""
 
 import json
 import sys
@@ -11,7 +11,8 @@ except ModuleNotFoundError:  # started by its path
     from readme_map import REPOSITORY, run
 
 MARKERS = ("<!-- results: made by scripts/readme_results.py -->", "<!-- end of results -->")
-METRICS = Path("inference/packages/sim4seg-s/metrics.json")
+PACKAGES = Path("inference/packages")
+MAIN, OTHERS = "sim4seg-s", ("prs-med-s", "medseg-r-s")
 
 
 def interval(score: dict[str, float] | None) -> str:
@@ -21,13 +22,13 @@ def interval(score: dict[str, float] | None) -> str:
     return f"{score['mean']:.3f} ({score['low']:.3f}-{score['high']:.3f})"
 
 
-def row(name: str, scores: dict[str, Any]) -> str:
-    """One line of the table: a data set and its scores."""
+def row(name: str, scores: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """One line of the table: a data set, its scores, and the Dice of the other models."""
     majority = scores.get("majority_accuracy")
     cells = [
         name,
         str(scores["images"]),
-        interval(scores.get("dice")),
+        *(interval(each.get("dice")) for each in (scores, *others)),
         interval(scores.get("balanced_accuracy")),
         interval(scores.get("accuracy")),
         "-" if majority is None else f"{majority:.3f}",
@@ -37,16 +38,26 @@ def row(name: str, scores: dict[str, Any]) -> str:
 
 def render(repository: Path) -> str:
     """The table as Markdown; one sentence while there are no measurements."""
-    path = repository / METRICS
-    if not path.is_file():
+    measured = {name: repository / PACKAGES / name / "metrics.json" for name in (MAIN, *OTHERS)}
+    datasets = {name: _datasets(path) for name, path in measured.items() if path.is_file()}
+    if MAIN not in datasets:
         return "No model package has been measured yet."
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    models = " | ".join(f"Dice, {name}" for name in datasets)
+    others = [each for name, each in datasets.items() if name != MAIN]
     lines = [
-        "| data set | images | Dice | balanced accuracy | accuracy | majority class |",
-        "|---|--:|--:|--:|--:|--:|",
-        *(row(name, scores) for name, scores in sorted(metrics["datasets"].items())),
+        f"| data set | images | {models} | balanced accuracy, {MAIN} | accuracy | majority class |",
+        f"|---|--:|{'--:|' * len(datasets)}--:|--:|--:|",
+        *(
+            row(name, scores, [each[name] for each in others])
+            for name, scores in sorted(datasets[MAIN].items())
+        ),
     ]
     return "\n".join(lines)
+
+
+def _datasets(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["datasets"]
+    return found
 
 
 if __name__ == "__main__":

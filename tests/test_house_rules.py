@@ -225,14 +225,17 @@ def test_the_readme_gives_the_measured_accuracy() -> None:
     )
 
 
-def test_the_accuracy_table_shows_interval_and_majority(tmp_path: Path) -> None:
-    path = tmp_path / readme_results.METRICS
-    path.parent.mkdir(parents=True)
+def test_the_accuracy_table_shows_every_model_and_the_majority(tmp_path: Path) -> None:
     score = {"mean": 0.8125, "low": 0.79, "high": 0.8333}
-    path.write_text(
-        json.dumps({"datasets": {"busbra": {"images": 189, "dice": score, "majority_accuracy": 0.68}}})
-    )
-    assert "| busbra | 189 | 0.812 (0.790-0.833) | - | - | 0.680 |" in readme_results.render(tmp_path)
+    for name, scores in {
+        readme_results.MAIN: {"images": 189, "dice": score, "majority_accuracy": 0.68},
+        readme_results.OTHERS[0]: {"images": 189},
+    }.items():
+        folder = tmp_path / readme_results.PACKAGES / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"datasets": {"busbra": scores}}))
+    table = readme_results.render(tmp_path)
+    assert "| busbra | 189 | 0.812 (0.790-0.833) | - | - | - | 0.680 |" in table
 
 
 def broken_links(page: Path) -> list[str]:

@@ -28,6 +28,7 @@ from inference.datasets.frames import read_image, read_mask
 from inference.errors import InferenceError, InputRejected
 from inference.postprocess import mask_at_source
 from inference.runtime import open_predictor
+from inference.runtime.model_repository import open_package
 from inference.runtime.predictors import Sim4SegPredictor, unsuitable_prediction
 from inference.settings import PACKAGES, InferenceSettings
 from inference.training.scoring import FIVE_ZONES, NINE_ZONES, Score, score_prediction, summarise
@@ -118,7 +119,15 @@ def score_share(job: Job, cases: Sequence[Case], everybody: Sequence[Case]) -> l
     ask: Ask = plain(predictor, is_positional=is_positional)
     if job.variant:
         ask = variants_of(predictor)[job.variant](everybody)
-    return [score_case(ask, case, is_positional=is_positional) for case in cases]
+    scores = [score_case(ask, case, is_positional=is_positional) for case in cases]
+    return scores if gives_diagnoses(job) else [replace(score, truth=None) for score in scores]
+
+
+def gives_diagnoses(job: Job) -> bool:
+    """Whether the model was made to say one; otherwise there is none to score."""
+    if job.package is None:
+        return False
+    return bool(open_package(job.package.parent, job.package.name).manifest.labels.diagnoses)
 
 
 def score_in_processes(job: Job, cases: Sequence[Case], count: int) -> list[Score]:
