@@ -33,5 +33,5 @@ def test_the_cut_shows_a_folder_that_is_not_flushed(volume, tmp_path, database_u
     """With the index elsewhere: on the same volume its own flush would take the folder along."""
     stage = Stage([volume], database_url)
     with Zygote("no-fsync-of-folders") as weak:
-        figures = run_cuts(stage, weak, tmp_path, 30, seed=1)
+        figures = run_cuts(stage, weak, tmp_path, 100, seed=1)  # ends at the first loss
     assert not figures.is_sound, figures
