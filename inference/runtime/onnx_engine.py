@@ -67,6 +67,7 @@ class OnnxEngine:
             raise EngineRejected(
                 f"ONNX Runtime cannot load {name}: {_one_line(error)}. Export it again."
             ) from error
+        self.threads: int = options.intra_op_num_threads
         self.execution_providers: tuple[str, ...] = tuple(self._session.get_providers())
         _report_providers(name, execution_providers, self.execution_providers)
         self.inputs: Mapping[str, TensorSpec] = {

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from inference.contract import Image, Prediction, Predictor, Prompt
 from inference.errors import EngineRejected, InputRejected, OutputInvalid
 from inference.runtime import open_predictor
-from inference.runtime.predictors import Sim4SegPredictor
+from inference.runtime.onnx_engine import OnnxEngine, available_cores
+from inference.runtime.predictors import Sim4SegPredictor, on_onnx_runtime
 from inference.settings import InferenceSettings
 from tests.inference.runtime import tiny_package
 
@@ -225,3 +226,16 @@ def test_an_execution_provider_that_is_not_there_is_refused(settings: InferenceS
     asked = settings.model_copy(update={"execution_providers": ("NoSuchExecutionProvider",)})
     with pytest.raises(EngineRejected, match="NoSuchExecutionProvider"):
         open_predictor("tiny", asked)
+
+
+@pytest.mark.parametrize(("asked", "step", "others"), [(0, 1, available_cores()), (3, 3, 3)])
+def test_a_small_language_step_takes_one_thread_unless_told_otherwise(
+    asked: int, step: int, others: int
+) -> None:
+    open_engine = on_onnx_runtime(InferenceSettings(threads=asked))
+    threads = {}
+    for name in ("language_step.onnx", "image_encoder.onnx"):
+        engine = open_engine(name, tiny_package.image_encoder().SerializeToString())
+        assert isinstance(engine, OnnxEngine)
+        threads[name] = engine.threads
+    assert threads == {"language_step.onnx": step, "image_encoder.onnx": others}
