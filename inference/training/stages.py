@@ -374,13 +374,6 @@ def is_outlined(sample: Sample) -> bool:
     return bool(sample.mask.any()) or sample.record.diagnosis == "no fracture"
 
 
-def freeze_norms(module: nn.Module) -> None:
-    """Batch norms of frozen parts keep their statistics too."""
-    for part in module.children():
-        if not any(parameter.requires_grad for parameter in part.parameters()):
-            part.eval()
-
-
 def keep_trunks(module: nn.Module, stages: int) -> None:
     """Leave the first stages of every small trunk as they are (`LiteTrunk.keep`)."""
     for part in module.modules():
