@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from dicom_node.analysis import Result, analyse
+from dicom_node.earlier_report import earlier_report
 from dicom_node.errors import InputUnreadable
 from dicom_node.forms.form import Recipient
 from dicom_node.frames import (
@@ -35,7 +36,7 @@ from inference.errors import InputRejected
 from storage.database import Database
 from storage.errors import InstanceMissing, StorageUnavailable
 from storage.files import FileStore
-from storage.index import instances_of_series
+from storage.index import instances_of_series, series_of_study
 from storage.jobs import FAILED, ClaimedJob, cancel_job, complete_job, series_asked_alike
 from storage.questions import send_repeated
 from storage.tables import Job
@@ -164,7 +165,8 @@ def _analyse(job: ClaimedJob, predictor: Predictor, services: Services) -> tuple
             for uid in stack
         ]
         series = join_series(parts)
-        request = AnalysisRequest(job.query, job.target or None)
+        report = earlier_report(_reports(job, services, held), series.datasets[0])
+        request = AnalysisRequest(job.query, job.target or None, report)
         profiles = {recipient.forms for recipient in services.destinations}
         result = analyse(series, predictor, request, standing.context, profiles)
         require_sound(result.objects, series.datasets, services.destinations)
@@ -210,6 +212,18 @@ def _paths(series_instance_uid: str, services: Services, held: ExitStack) -> lis
     with services.database.reading() as tx:
         stored = [row.path for row in instances_of_series(tx, series_instance_uid)]
     return _local(stored, services, held)
+
+
+def _reports(job: ClaimedJob, services: Services, held: ExitStack) -> list[Path]:
+    """The files of the study's Structured Reports that others made."""
+    with services.database.reading() as tx:
+        told = [
+            row.path
+            for series in series_of_study(tx, job.study_instance_uid)
+            if series.modality == "SR" and not series.is_own_result
+            for row in instances_of_series(tx, series.series_instance_uid)
+        ]
+    return _local(told, services, held)
 
 
 def _local(stored: Sequence[str], services: Services, held: ExitStack) -> list[Path]:

@@ -25,6 +25,7 @@ class AnalysisRequest:
 
     query: str
     target: str | None = None
+    report: str = ""  # what was said of the study before, for models that can read it
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Reading:
 
 def read_series(series: SourceSeries, predictor: Predictor, request: AnalysisRequest) -> Reading:
     """The answer about the middle frame, a mask of each, the answer about the frame with most of it."""
-    prompt = Prompt(request.query)
+    prompt = Prompt(request.query, request.report)
     middle = len(series.frames) // 2
     first = predictor.predict(Image(series.frames[middle].image), prompt)
     masks = _masks(series.frames, predictor, prompt, first, middle)

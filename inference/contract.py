@@ -20,10 +20,14 @@ class Image:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The clinical question asked of the image; never text from DICOM attributes."""
+    """The clinical question asked of the image, never text from DICOM attributes; and an earlier report.
+
+    `report` may be any text. A model that can use one (MedSeg-R) takes only words of a closed vocabulary
+    from it (`inference.reports`); the others leave it alone.
+    """
 
     query: str
-    report: str = ""  # what an earlier report says, for models that can read one (MedSeg-R)
+    report: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from storage.jobs import ClaimedJob, JobRequest, JobState, claim_job, create_job
 from storage.part10 import absolute
 from storage.worklist import list_deliveries, list_jobs
 from tests import builders, formed
+from tests.dicom_node.test_earlier_report import make_report
 from tests.doors import make_receiver
 from tests.stub_engine import StubPredictor
 
@@ -186,6 +187,23 @@ def test_a_job_stores_results_and_queues_their_delivery(services: Services) -> N
     assert {dataset.Modality for dataset in stored} == {"SEG", "SR"}
     wanted = {(str(each.SOPInstanceUID), name) for each in stored for name in ("PACS", "ARCHIVE")}
     assert {(each.sop_instance_uid, each.destination) for each in deliveries} == wanted
+
+
+def test_the_study_s_own_report_is_told_to_the_model(services: Services) -> None:
+    source = builders.make_ultrasound()
+    job = receive_and_claim(services, [source, make_report("An oval mass.", study_of=source)])
+    told: list[Prompt] = []
+
+    class Listening(builders.MaskPredictor):
+        def predict(self, image: Image, prompt: Prompt) -> Prediction:
+            told.append(prompt)
+            return super().predict(image, prompt)
+
+    listening = replace(services, open_predictor=lambda _name: Listening())
+    run_job(job, listening)
+    assert told == [Prompt(QUERY, "An oval mass.")]
+    run_job(claim_new(services, source, version=2), listening)
+    assert {prompt.report for prompt in told} == {"An oval mass."}  # never what this node has said itself
 
 
 def test_running_the_same_again_stores_nothing_twice(services: Services) -> None:
