@@ -32,11 +32,11 @@ from inference.export.package import write_manifest
 from inference.export.to_onnx import export_model
 from inference.models.checkpoints import sha256
 from inference.reports import FIELDS, PRIOR_TOKENS
+from inference.runtime.acceptance import unsuitable_prediction
 from inference.runtime.engine import Engine
 from inference.runtime.medseg_r import MedSegRPredictor
 from inference.runtime.model_repository import ModelPackage, open_package
 from inference.runtime.onnx_engine import OnnxEngine
-from inference.runtime.predictors import unsuitable_prediction
 from inference.runtime.prs_med import PrsMedPredictor
 from inference.settings import InferenceSettings
 

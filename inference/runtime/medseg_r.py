@@ -1,7 +1,6 @@
 """MedSegRPredictor: an image, and a report where there is one, give a mask; no words are made."""
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,22 +10,14 @@ from tokenizers import Tokenizer
 
 from inference.contract import Image, Prediction, Prompt
 from inference.postprocess import mask_at_source
-from inference.preprocess import ResizeLongestSide
 from inference.prompts import TARGETS
 from inference.reports import FIELDS, PRIOR_TOKENS, Priors, encode_priors, extract_priors
+from inference.runtime.acceptance import refuse_another_kind, refuse_unsuitable
 from inference.runtime.engine import Engine, GraphSpec, TensorSpec, require_output
 from inference.runtime.generate import Floats
-from inference.runtime.model_repository import Manifest, ModelPackage
-from inference.runtime.predictors import (
-    Clock,
-    Stopwatch,
-    fit_image,
-    on_onnx_runtime,
-    refuse_another_kind,
-    refuse_unsuitable,
-    segment_each,
-)
-from inference.runtime.sim4seg_graphs import LOW_RES, OpenEngine, floats, open_graphs
+from inference.runtime.model_repository import Manifest
+from inference.runtime.packaged import PackagedPredictor, Stopwatch
+from inference.runtime.sim4seg_graphs import LOW_RES, floats
 from inference.settings import InferenceSettings
 
 MODALITIES: tuple[str, ...] = tuple(TARGETS)
@@ -40,48 +31,28 @@ class Engines:
     segmenter: Engine
 
 
-class MedSegRPredictor:
+class MedSegRPredictor(PackagedPredictor):
     """MedSeg-R (arXiv 2506.18669) on one exported graph."""
 
-    def __init__(
-        self,
-        package: ModelPackage,
-        settings: InferenceSettings,
-        *,
-        clock: Clock = time.perf_counter,
-        open_engine: OpenEngine | None = None,
-    ) -> None:
-        """Load the graph of `package`, check it, and run it once.
-
-        Raises
-        ------
-        PackageTampered, PackageInvalid, EngineRejected, OutputInvalid
-        """
-        self.manifest = package.manifest
-        self.name, self.version = self.manifest.model.name, self.manifest.model.version
-        self.digest = package.digest
-        self._tokenizer = Tokenizer.from_buffer(package.read(self.manifest.text.tokenizer))
-        engines = open_graphs(package, graph_specs(self.manifest), open_engine or on_onnx_runtime(settings))
-        self.engines = Engines(**engines)
+    def _read_words(self, tokenizer_json: bytes, settings: InferenceSettings) -> None:
+        del settings  # no words are made
+        self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
         self.kept = np.ones(len(MODULATIONS), np.float32)
-        self._clock = clock
-        self.warm_up()
+
+    def _graph_specs(self, manifest: Manifest) -> Mapping[str, GraphSpec]:
+        return graph_specs(manifest)
+
+    def _take_engines(self, engines: Mapping[str, Engine]) -> None:
+        self.engines = Engines(**engines)
+
+    def _run_once(self, black: Image) -> None:
+        self.outline(black, Priors())
 
     def without(self, removed: Sequence[str]) -> "MedSegRPredictor":
         """The same on the same engine, without some of MODULATIONS: to measure what each is worth."""
         other = copy.copy(self)
         other.kept = np.array([name not in removed for name in MODULATIONS], np.float32)
         return other
-
-    def warm_up(self) -> None:
-        """Run the graph once on a black image.
-
-        Raises
-        ------
-        OutputInvalid
-        """
-        side = self.manifest.input.side
-        self.outline(Image(np.zeros((side, side, 3), np.uint8)), Priors())
 
     def predict(self, image: Image, prompt: Prompt) -> Prediction:
         """Outline the target of one image; `prompt.report` steers where it has anything to say.
@@ -98,19 +69,6 @@ class MedSegRPredictor:
         prediction = self.outline(image, extract_priors(prompt.report))
         refuse_another_kind(image, prediction)
         return prediction
-
-    def segment(self, images: Sequence[Image], prompt: Prompt, like: Prediction | None) -> list[Prediction]:  # noqa: ARG002 - nothing of the key frame is needed
-        """One prediction per image of a series; an unsuitable image has an empty one that says why."""
-        return segment_each(self, images, prompt)
-
-    def fit(self, image: Image) -> tuple[ResizeLongestSide, Floats]:
-        """Check an image; give its frame and the network input (1, 3, side, side) float32.
-
-        Raises
-        ------
-        InputRejected
-        """
-        return fit_image(image, self.manifest)
 
     def outline(self, image: Image, priors: Priors) -> Prediction:
         """The mask that `priors` steer to; all of them may be missing."""

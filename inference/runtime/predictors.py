@@ -1,33 +1,28 @@
 """Sim4SegPredictor: engines wired so that image and prompt give a prediction."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.contract import Diagnosis, Image, Prediction, Prompt
-from inference.errors import InputRejected, UnsuitableImage
 from inference.postprocess import mask_at_source
-from inference.preprocess import ResizeLongestSide, fit
+from inference.preprocess import ResizeLongestSide
 from inference.prompts import EOS, SEG, parse_answer
+from inference.runtime.acceptance import (
+    reason_against,
+    refuse_another_kind,
+    refuse_unsuitable,
+    unsuitable_prediction,
+)
 from inference.runtime.conversation import Conversation
-from inference.runtime.engine import Array, Engine, require_output
+from inference.runtime.engine import Array, Engine, GraphSpec, require_output
 from inference.runtime.generate import Answer, DecodingRules, Floats, generate
-from inference.runtime.model_repository import Manifest, ModelPackage
-from inference.runtime.onnx_engine import OnnxEngine
-from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, STATE, OpenEngine, open_engines
+from inference.runtime.model_repository import Manifest
+from inference.runtime.packaged import PackagedPredictor, Stopwatch
+from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, STATE, Engines, graph_specs
 from inference.settings import InferenceSettings
-from inference.suitability import why_another_kind, why_unsuitable
-
-Clock = Callable[[], float]
-LANGUAGE_STEP = "language_step.onnx"
-# One token of a small model: waking a second thread costs more than it brings (76 steps of sim4seg-s on two
-# quiet cores: 71 ms with two threads, 54 ms with one).
-SMALL_STEP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,41 +35,21 @@ class Region:
     cells: NDArray[np.bool_]  # (grid, grid)
 
 
-class Sim4SegPredictor:
+class Sim4SegPredictor(PackagedPredictor):
     """Sim4Seg (arXiv 2511.06665) on exported graphs: the answer first, then the mask it asks for."""
 
-    def __init__(
-        self,
-        package: ModelPackage,
-        settings: InferenceSettings,
-        *,
-        clock: Clock = time.perf_counter,
-        open_engine: OpenEngine | None = None,
-    ) -> None:
-        """Load the four graphs of `package`, check that they fit together, and run each once.
-
-        Raises
-        ------
-        PackageTampered, PackageInvalid, EngineRejected, OutputInvalid
-        """
-        self.manifest = package.manifest
-        self.name, self.version = self.manifest.model.name, self.manifest.model.version
-        self.digest = package.digest
-        self.conversation = Conversation(package.read(self.manifest.text.tokenizer), self.manifest)
-        self.engines = open_engines(package, open_engine or on_onnx_runtime(settings))
+    def _read_words(self, tokenizer_json: bytes, settings: InferenceSettings) -> None:
+        self.conversation = Conversation(tokenizer_json, self.manifest)
         self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
-        self._clock = clock
-        self.warm_up()
 
-    def warm_up(self) -> None:
-        """Run every graph once on a black image: the first real image is not the slow one, misfits show now.
+    def _graph_specs(self, manifest: Manifest) -> Mapping[str, GraphSpec]:
+        return graph_specs(manifest)
 
-        Raises
-        ------
-        OutputInvalid
-        """
-        side = self.manifest.input.side
-        frame, pixels = self.fit(Image(np.zeros((side, side, 3), np.uint8)))
+    def _take_engines(self, engines: Mapping[str, Engine]) -> None:
+        self.engines = Engines(**engines)
+
+    def _run_once(self, black: Image) -> None:
+        frame, pixels = self.fit(black)
         rules = self.rules(max_new_tokens=1, is_stopped_at_seg=False)
         answer = self.answer(pixels, self.conversation.question_ids("warm-up"), rules)
         self.find_region(self.embed(pixels), answer.image_tokens, np.ones((1, STATE), np.float32), frame)
@@ -106,7 +81,7 @@ class Sim4SegPredictor:
         image has an empty prediction that says why: one blank slice is no reason to refuse a series.
         """
         if like is None:
-            return segment_each(self, images, prompt)
+            return super().segment(images, prompt, like)
         question = self.conversation.question_ids(prompt.query)
         return [
             unsuitable_prediction(image, reason, self.manifest.region.grid)
@@ -114,15 +89,6 @@ class Sim4SegPredictor:
             else self._predict(image, question, is_stopped_at_seg=True)
             for image in images
         ]
-
-    def fit(self, image: Image) -> tuple[ResizeLongestSide, Floats]:
-        """Check an image; give its frame and the network input (1, 3, side, side) float32.
-
-        Raises
-        ------
-        InputRejected
-        """
-        return fit_image(image, self.manifest)
 
     def answer(self, pixels: Floats, question: NDArray[np.int64], rules: DecodingRules) -> Answer:
         """The language model's answer about `pixels` (1, 3, side, side) to `question` (1, T)."""
@@ -241,116 +207,6 @@ class Sim4SegPredictor:
         )
 
 
-class _Asked(Protocol):
-    """A predictor that is asked about one image at a time."""
-
-    manifest: Manifest
-
-    def predict(self, image: Image, prompt: Prompt) -> Prediction: ...
-
-
-def segment_each(predictor: _Asked, images: Sequence[Image], prompt: Prompt) -> list[Prediction]:
-    """One prediction per image; an unsuitable image has an empty one that says why."""
-    predictions = []
-    for image in images:
-        try:
-            predictions.append(predictor.predict(image, prompt))
-        except UnsuitableImage as error:
-            predictions.append(unsuitable_prediction(image, str(error), predictor.manifest.region.grid))
-    return predictions
-
-
-def fit_image(image: Image, manifest: Manifest) -> tuple[ResizeLongestSide, Floats]:
-    """Check an image; give its frame and the network input (1, 3, side, side) float32.
-
-    Raises
-    ------
-    InputRejected
-    """
-    check_pixels(image)
-    square = manifest.input
-    return fit(image.pixels, square.side, mean=square.mean, std=square.std)
-
-
-def check_pixels(image: Image) -> None:
-    """Raise InputRejected unless the pixels are (H, W, 3) uint8."""
-    pixels = image.pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise InputRejected(
-            f"An image must be (H, W, 3) uint8 RGB, not {pixels.dtype} of {pixels.shape}; convert it to "
-            "display values first."
-        )
-
-
-def reason_against(image: Image) -> str | None:
-    """Why nothing can be said about an image, as a sentence; None where something can.
-
-    Raises
-    ------
-    InputRejected
-        If it is no image at all.
-    """
-    check_pixels(image)
-    reason = why_unsuitable(image.pixels)
-    return f"Not suitable: {reason}" if reason else None
-
-
-def refuse_unsuitable(image: Image) -> None:
-    """Raise UnsuitableImage for an image that nothing can be said about."""
-    if reason := reason_against(image):
-        raise UnsuitableImage(reason)
-
-
-def refuse_another_kind(image: Image, prediction: Prediction) -> None:
-    """Raise UnsuitableImage where the answer speaks of a kind of image that this cannot be."""
-    if reason := why_another_kind(image.pixels, prediction.modality):
-        raise UnsuitableImage(f"Not suitable: {reason}")
-
-
-def unsuitable_prediction(image: Image, reason: str, grid: int) -> Prediction:
-    """An empty prediction whose text is the reason."""
-    nowhere = np.zeros((grid, grid), np.float32)
-    return Prediction(
-        mask=np.zeros(image.pixels.shape[:2], np.bool_),
-        has_region=False,
-        text=reason,
-        reasoning="",
-        diagnosis=None,
-        target=None,
-        modality=None,
-        predicted_iou=0.0,
-        similarity=nowhere,
-        region=nowhere > 0,
-        seconds={"total": 0.0},
-    )
-
-
 def _no_region(grid: int) -> Region:
     nowhere = np.zeros((grid, grid), np.float32)
     return Region(np.zeros((0, 0), np.float32), 0.0, nowhere, nowhere > 0)
-
-
-def on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
-    """Opens graphs on ONNX Runtime as `settings` say; if they leave it, a small step on one thread."""
-
-    def open_engine(name: str, model: bytes) -> Engine:
-        is_small_step = name == LANGUAGE_STEP and len(model) < SMALL_STEP_BYTES
-        threads = settings.threads or int(is_small_step)
-        return OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=threads)
-
-    return open_engine
-
-
-@dataclass
-class Stopwatch:
-    """Wall seconds per stage."""
-
-    clock: Clock
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what is done inside under `name`."""
-        started = self.clock()
-        yield
-        self.seconds[name] = self.clock() - started

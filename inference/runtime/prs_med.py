@@ -1,7 +1,6 @@
 """PrsMedPredictor: where is it? The answer in words, and the mask that question and image ask for."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,22 +9,14 @@ from numpy.typing import NDArray
 from inference.contract import Image, Prediction, Prompt
 from inference.positions import parse_position
 from inference.postprocess import mask_at_source
-from inference.preprocess import ResizeLongestSide
 from inference.prompts import EOS, TARGETS
+from inference.runtime.acceptance import refuse_another_kind, refuse_unsuitable
 from inference.runtime.conversation import Conversation
 from inference.runtime.engine import FREE, Array, Engine, GraphSpec, TensorSpec, require_output
 from inference.runtime.generate import DecodingRules, Floats, generate
-from inference.runtime.model_repository import Manifest, ModelPackage
-from inference.runtime.predictors import (
-    Clock,
-    Stopwatch,
-    fit_image,
-    on_onnx_runtime,
-    refuse_another_kind,
-    refuse_unsuitable,
-    segment_each,
-)
-from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, OpenEngine, floats, open_graphs, step_inputs
+from inference.runtime.model_repository import Manifest
+from inference.runtime.packaged import PackagedPredictor, Stopwatch
+from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, floats, step_inputs
 from inference.settings import InferenceSettings
 
 MODALITIES: tuple[str, ...] = tuple(TARGETS)
@@ -42,46 +33,24 @@ class Engines:
     mask_decoder: Engine
 
 
-class PrsMedPredictor:
+class PrsMedPredictor(PackagedPredictor):
     """PRS-Med (arXiv 2505.11872) on exported graphs.
 
     The mask is conditioned on the states of image and question, which the first pass hands on; the answer
     that follows cannot change it. An answer that says there is no target empties the mask.
     """
 
-    def __init__(
-        self,
-        package: ModelPackage,
-        settings: InferenceSettings,
-        *,
-        clock: Clock = time.perf_counter,
-        open_engine: OpenEngine | None = None,
-    ) -> None:
-        """Load the four graphs of `package`, check that they fit together, and run each once.
-
-        Raises
-        ------
-        PackageTampered, PackageInvalid, EngineRejected, OutputInvalid
-        """
-        self.manifest = package.manifest
-        self.name, self.version = self.manifest.model.name, self.manifest.model.version
-        self.digest = package.digest
-        self.conversation = Conversation(package.read(self.manifest.text.tokenizer), self.manifest)
-        engines = open_graphs(package, graph_specs(self.manifest), open_engine or on_onnx_runtime(settings))
-        self.engines = Engines(**engines)
+    def _read_words(self, tokenizer_json: bytes, settings: InferenceSettings) -> None:
+        self.conversation = Conversation(tokenizer_json, self.manifest)
         self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
-        self._clock = clock
-        self.warm_up()
 
-    def warm_up(self) -> None:
-        """Run every graph once on a black image.
+    def _graph_specs(self, manifest: Manifest) -> Mapping[str, GraphSpec]:
+        return graph_specs(manifest)
 
-        Raises
-        ------
-        OutputInvalid
-        """
-        side = self.manifest.input.side
-        black = Image(np.zeros((side, side, 3), np.uint8))
+    def _take_engines(self, engines: Mapping[str, Engine]) -> None:
+        self.engines = Engines(**engines)
+
+    def _run_once(self, black: Image) -> None:
         self._answer(black, self.conversation.question_ids("warm-up"), max_new_tokens=1)
 
     def predict(self, image: Image, prompt: Prompt) -> Prediction:
@@ -100,19 +69,6 @@ class PrsMedPredictor:
         prediction = self._answer(image, question, max_new_tokens=self.max_new_tokens)
         refuse_another_kind(image, prediction)
         return prediction
-
-    def segment(self, images: Sequence[Image], prompt: Prompt, like: Prediction | None) -> list[Prediction]:  # noqa: ARG002 - whether there is a target is told by each image's own answer
-        """One prediction per image of a series; an unsuitable image has an empty one that says why."""
-        return segment_each(self, images, prompt)
-
-    def fit(self, image: Image) -> tuple[ResizeLongestSide, Floats]:
-        """Check an image; give its frame and the network input (1, 3, side, side) float32.
-
-        Raises
-        ------
-        InputRejected
-        """
-        return fit_image(image, self.manifest)
 
     def _answer(self, image: Image, question: NDArray[np.int64], *, max_new_tokens: int) -> Prediction:
         watch = Stopwatch(self._clock)

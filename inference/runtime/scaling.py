@@ -21,14 +21,10 @@ from inference.contract import Diagnosis, Image, Prediction, Prompt
 from inference.metrics import iou
 from inference.postprocess import mask_at_source
 from inference.preprocess import ResizeLongestSide
+from inference.runtime.acceptance import refuse_another_kind, refuse_unsuitable
 from inference.runtime.generate import Answer, Floats, Sampling, generate_paths
-from inference.runtime.predictors import (
-    Region,
-    Sim4SegPredictor,
-    refuse_another_kind,
-    refuse_unsuitable,
-    segment_each,
-)
+from inference.runtime.packaged import segment_each
+from inference.runtime.predictors import Region, Sim4SegPredictor
 
 Cells = NDArray[np.bool_]
 SHIFTS = ((0, 1), (1, 0), (0, -1), (-1, 0))

@@ -23,16 +23,6 @@ class Engines:
     mask_decoder: Engine
 
 
-def open_engines(package: ModelPackage, open_engine: OpenEngine) -> Engines:
-    """Open every graph of `package` with `open_engine(file name, bytes)` and check its inputs and outputs.
-
-    Raises
-    ------
-    PackageTampered, PackageInvalid, EngineRejected
-    """
-    return Engines(**open_graphs(package, graph_specs(package.manifest), open_engine))
-
-
 def open_graphs(
     package: ModelPackage, specs: Mapping[str, GraphSpec], open_engine: OpenEngine
 ) -> dict[str, Engine]:

@@ -28,8 +28,9 @@ from inference.datasets.frames import read_image, read_mask
 from inference.errors import InferenceError, InputRejected
 from inference.postprocess import mask_at_source
 from inference.runtime import open_predictor
+from inference.runtime.acceptance import unsuitable_prediction
 from inference.runtime.model_repository import open_package
-from inference.runtime.predictors import Sim4SegPredictor, unsuitable_prediction
+from inference.runtime.predictors import Sim4SegPredictor
 from inference.settings import PACKAGES, InferenceSettings
 from inference.training.scoring import FIVE_ZONES, NINE_ZONES, Score, score_prediction, summarise
 from inference.training.variants import variants_of

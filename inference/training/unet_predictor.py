@@ -11,7 +11,7 @@ from inference.contract import Image, Prediction, Prompt
 from inference.models.checkpoints import load_into, load_tensors, sha256
 from inference.postprocess import mask_at_source
 from inference.preprocess import fit
-from inference.runtime.predictors import check_pixels
+from inference.runtime.acceptance import check_pixels
 from inference.training.unet_stage import FEATURES, build_unet
 
 
