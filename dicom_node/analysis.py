@@ -136,7 +136,7 @@ def _volume_ml(series: SourceSeries, reading: Reading) -> float | None:
     volumes = reading.ventricle
     if volumes is not None:
         return None if volumes.ejection_fraction is not None else volumes.end_diastolic_ml
-    return volume_ml(series.frames, [int(each.sum()) for each in reading.masks])
+    return volume_ml(series.frames, reading.masks.areas_px)
 
 
 def _remarks(series: SourceSeries, reading: Reading) -> tuple[str, ...]:

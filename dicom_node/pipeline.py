@@ -25,6 +25,7 @@ from dicom_node.frames import (
 )
 from dicom_node.heart_series import read_headers, stack_with
 from dicom_node.make_dicom import SeriesDetails, build_series
+from dicom_node.mask_stack import MaskStack
 from dicom_node.outcomes import ResultBroken, end_without_result, require_sound, store_and_queue
 from dicom_node.provenance import ModelIdentity, Provenance
 from dicom_node.reading import VENTRICLE, AnalysisRequest
@@ -187,7 +188,8 @@ def warm_up() -> None:
     model = ModelIdentity("warm-up", "0", "0" * 64)
     provenance = Provenance(str(source.StudyInstanceUID), str(source.SeriesInstanceUID), (), model, "")
     series = SourceSeries((source,), (frame,), (), ())
-    build_segmentation(series, [np.ones((8, 8), bool)], SegmentationRequest(None, "", provenance))
+    stack = MaskStack.of([np.ones((8, 8), bool)])
+    build_segmentation(series, [stack], SegmentationRequest((None,), "", provenance))
 
 
 def _stack(job: ClaimedJob, services: Services, held: ExitStack) -> tuple[str, ...]:

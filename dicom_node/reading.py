@@ -4,19 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dicom_node.cine import NoStack, cine_grid
 from dicom_node.frames import Frame, SourceSeries
+from dicom_node.mask_stack import MaskStack
 from dicom_node.ventricle import VentricleVolumes, measure_ventricle
 from inference.contract import Image, Prediction, Predictor, Prompt
 
 FRAMES_AT_ONCE: Final = 8  # images handed to the predictor in one call: bounds what it may hold
 MIN_REGION_PX: Final = 4  # fewer pixels than this are no region
 VENTRICLE: Final = "left ventricular cavity"  # the model's word for what beats
-
-Masks = list[NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Reading:
 
     key: Frame
     prediction: Prediction  # of the key frame: its text, diagnosis and confidence are the result's
-    masks: Masks  # one (H, W) per frame
+    masks: MaskStack  # one (H, W) per frame
     target: str | None
     ventricle: VentricleVolumes | None  # of a stack of the heart
     why_no_volume: str = ""  # a sentence, where the heart was asked for and is no stack
@@ -42,7 +38,7 @@ class Reading:
     @property
     def has_region(self) -> bool:
         """Whether anything was outlined."""
-        return any(mask.any() for mask in self.masks)
+        return bool(self.masks.marked)
 
 
 def read_series(series: SourceSeries, predictor: Predictor, request: AnalysisRequest) -> Reading:
@@ -60,34 +56,30 @@ def read_series(series: SourceSeries, predictor: Predictor, request: AnalysisReq
 
 def _masks(
     frames: Sequence[Frame], predictor: Predictor, prompt: Prompt, first: Prediction, middle: int
-) -> Masks:
+) -> MaskStack:
     """The mask of each frame, as predict() would give it; only the masks are kept."""
-    masks = [_cleaned(first)] * len(frames)
+    masks = MaskStack(frames[middle].size, len(frames))
+    _keep(masks, middle, first)
     others = [index for index in range(len(frames)) if index != middle]
     for start in range(0, len(others), FRAMES_AT_ONCE):
         chunk = others[start : start + FRAMES_AT_ONCE]
         images = [Image(frames[index].image) for index in chunk]
         for index, prediction in zip(chunk, predictor.segment(images, prompt, first), strict=True):
-            masks[index] = _cleaned(prediction)
+            _keep(masks, index, prediction)
     return masks
 
 
-def _cleaned(prediction: Prediction) -> NDArray[np.bool_]:
-    is_region = prediction.has_region and int(prediction.mask.sum()) >= MIN_REGION_PX
-    return prediction.mask if is_region else _empty(prediction.mask.shape)
-
-
-def _empty(size: tuple[int, ...]) -> NDArray[np.bool_]:
-    """No region (H, W), at the cost of one byte: most slices of a large stack have none."""
-    return np.broadcast_to(np.False_, size)
+def _keep(masks: MaskStack, index: int, prediction: Prediction) -> None:
+    if prediction.has_region and int(prediction.mask.sum()) >= MIN_REGION_PX:
+        masks.put(index, prediction.mask)
 
 
 def _ventricle(
-    frames: Sequence[Frame], masks: Masks, target: str | None
+    frames: Sequence[Frame], masks: MaskStack, target: str | None
 ) -> tuple[VentricleVolumes | None, str]:
     """Volumes of the heart, where it was asked for and its planes allow it; else why not."""
     is_heart = target == VENTRICLE and frames[0].source.get("Modality") == "MR"
-    if not is_heart or not any(mask.any() for mask in masks):
+    if not is_heart or not masks.marked:
         return None, ""
     try:
         return measure_ventricle(frames, masks, cine_grid(frames)), ""
@@ -95,12 +87,12 @@ def _ventricle(
         return None, str(error)
 
 
-def _key(masks: Masks, middle: int, ventricle: VentricleVolumes | None) -> int:
+def _key(masks: MaskStack, middle: int, ventricle: VentricleVolumes | None) -> int:
     """The frame with most of the region, of the filled heart where there is one; the middle one if none."""
     candidates = list(range(len(masks)))
     if ventricle is not None:
         candidates = [members[ventricle.end_diastole] for members in ventricle.grid.frames]
-    areas = [int(mask.sum()) for mask in masks]
+    areas = masks.areas_px
     largest = max(candidates, key=lambda index: areas[index])
     is_middle = middle in candidates and areas[middle] == areas[largest]
     return middle if is_middle or areas[largest] == 0 else largest

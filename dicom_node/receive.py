@@ -491,6 +491,8 @@ def _encode(dataset: Dataset, syntax: UID) -> bytes:
 def _without_meta(dataset: Dataset) -> Dataset:
     bare = Dataset()
     bare.update(dataset)
+    is_implicit_vr, is_little_endian = dataset.original_encoding
+    bare.set_original_encoding(is_implicit_vr, is_little_endian, dataset.original_character_set)
     return bare
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dicom_node.findings import Findings
 from dicom_node.frames import Frame, SourceSeries
+from dicom_node.mask_stack import MaskStack
 from dicom_node.provenance import Provenance
 
 MAX_KEY_IMAGES: Final = 8  # what a person looks at, and what an RGB copy of may weigh
@@ -19,14 +20,14 @@ class Content:
     """A result before it takes a form."""
 
     series: SourceSeries
-    masks: Sequence[NDArray[np.bool_]]  # one (H, W) per frame of the series
+    masks: MaskStack  # one (H, W) per frame of the series
     findings: Findings
     provenance: Provenance
 
     @property
     def is_outlined(self) -> bool:
         """Whether anything was outlined."""
-        return any(mask.any() for mask in self.masks)
+        return bool(self.masks.marked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ def key_images(content: Content) -> tuple[KeyImage, ...]:
     """
     frames = content.series.frames
     key = frames.index(content.findings.key)
-    marked = [index for index, mask in enumerate(content.masks) if mask.any()]
+    marked = content.masks.marked
     chosen = _spread(marked, key) if key in marked else [key]
     return tuple(KeyImage(frames[index], content.masks[index]) for index in chosen)
 

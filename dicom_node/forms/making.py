@@ -34,11 +34,11 @@ def make_segmentations(content: Content, form: Form = Form.SEG) -> list[Dataset]
     built = []
     for uid in uids:
         part, places = _part(content.series, uid)
-        masks = [content.masks[place] for place in places]
-        if any(mask.any() for mask in masks):
+        masks = content.masks.part(places)
+        if masks.marked:
             name = "" if uid == provenance.series_instance_uid else uid
-            request = SegmentationRequest(findings.target, findings.body_part, provenance, name, form)
-            built.append(build_segmentation(part, masks, request))
+            request = SegmentationRequest((findings.target,), findings.body_part, provenance, name, form)
+            built.append(build_segmentation(part, [masks], request))
     return built
 
 
