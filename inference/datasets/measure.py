@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from inference.datasets.m3ds import KINDS
 from inference.datasets.sample import Sample
 from inference.prompts import Findings, SegPlace, write_answer, write_empty_answer
+from inference.zones import percent_of, zone_of
 
-CENTRE = (1 / 3, 2 / 3)  # of the image's side
 ELLIPSE_OVERLAP = 0.86  # IoU with the ellipse of equal moments, below which a shape is irregular
 ROUND_RATIO = 0.8  # minor to major axis
 WIDER, TALLER = 1.15, 0.87  # width to height of the bounding box
@@ -60,7 +60,7 @@ def measure(
     return Findings(
         modality=modality,
         zone=zone_of(ellipse.centre_yx[0] / mask.shape[0], ellipse.centre_yx[1] / mask.shape[1]),
-        area_percent=max(1, int(100 * mask.mean() + 0.5)),
+        area_percent=percent_of(mask),
         shape=shape_of(mask[top:bottom, left:right], ellipse, (top, left)),
         orientation=orientation_of(int(right - left), int(bottom - top)),
         margin=margin_of(mask, ellipse),
@@ -68,15 +68,6 @@ def measure(
         texture=texture_of(float(inside.std())),
         diagnosis=diagnosis,
     )
-
-
-def zone_of(y: float, x: float) -> str:
-    """Zone of a point, given as shares of the image's height and width."""
-    row = "" if CENTRE[0] <= y <= CENTRE[1] else ("upper" if y < CENTRE[0] else "lower")
-    column = "" if CENTRE[0] <= x <= CENTRE[1] else ("left" if x < CENTRE[0] else "right")
-    if row and column:
-        return f"{row} {column}"
-    return f"{row or column} middle" if row or column else "centre"
 
 
 def equal_moments(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Ellipse:

@@ -34,6 +34,7 @@ from inference.positions import (
     write_two_positions,
 )
 from inference.prompts import EOS, IM_END, SPECIAL_TOKENS, TARGETS, prompt_text
+from inference.zones import holds_centre, quadrant, zone_of_mask
 
 NEAR = 0.2  # of the image's width: the released generator's distance for its "near" wordings
 PAIRED_TARGETS = frozenset({"lung", "lungs"})
@@ -61,14 +62,6 @@ class PositionBatch:
     question: Tensor  # (B, T) bool: the tokens the mask may depend on; never the answer's
 
 
-def zone_of_mask(mask: Mask) -> str | None:
-    """The paper's zone of one target, from its bounding box; None for an empty mask."""
-    rows, columns = np.nonzero(mask)
-    if not rows.size:
-        return None
-    return _zone_of_box((rows.min(), columns.min(), rows.max(), columns.max()), mask.shape)
-
-
 def zones_of_pair(mask: Mask) -> tuple[str, str] | None:
     """The zones of the first and the last connected component (8 neighbours); None with fewer than two.
 
@@ -83,24 +76,10 @@ def zones_of_pair(mask: Mask) -> tuple[str, str] | None:
 
 def _zone_of_component(component: Mask) -> str:
     rows, columns = np.nonzero(component)
-    quadrant = _quadrant(rows.mean(), columns.mean(), component.shape)
-    box = rows.min(), columns.min(), rows.max(), columns.max()
-    return f"{quadrant} {CENTRE}" if _holds_centre(box, component.shape) else quadrant
-
-
-def _zone_of_box(box: tuple[int, int, int, int], hw: tuple[int, ...]) -> str:
-    if _holds_centre(box, hw):
-        return CENTRE
-    return _quadrant((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, hw)
-
-
-def _holds_centre(box: tuple[int, int, int, int], hw: tuple[int, ...]) -> bool:
-    return bool(box[0] <= hw[0] // 2 <= box[2] and box[1] <= hw[1] // 2 <= box[3])
-
-
-def _quadrant(y: float, x: float, hw: tuple[int, ...]) -> str:
-    row = "upper" if y < hw[0] // 2 else "lower"
-    return f"{row} {'left' if x < hw[1] // 2 else 'right'}"
+    hw = (component.shape[0], component.shape[1])
+    place = quadrant(rows.mean(), columns.mean(), hw)
+    box = int(rows.min()), int(columns.min()), int(rows.max()), int(columns.max())
+    return f"{place} {CENTRE}" if holds_centre(box, hw) else place
 
 
 def is_near_centre(mask: Mask) -> bool:

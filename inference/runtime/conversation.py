@@ -64,6 +64,10 @@ class Conversation:
         ids = self._tokenizer.encode(prompt_text(self._cut(query.strip())), add_special_tokens=False).ids
         return np.array([[self._special_ids[IM_END], *ids]], np.int64)
 
+    def tokenise(self, text: str) -> tuple[int, ...]:
+        """The tokens of `text` as it stands inside an answer."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of an answer, special tokens such as [SEG] written out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False)).strip()

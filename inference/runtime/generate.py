@@ -6,6 +6,7 @@ runs all answers as one batch, and what each has said since has a small cache of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +38,25 @@ class Sampling:
     seed: int = 0
 
 
+class Facts(Protocol):
+    """What is known of the image while one answer is being said, and what follows for its words."""
+
+    def begin(self, handed_on: Floats) -> None:
+        """Take what the first pass hands on (`Answer.image_tokens`)."""
+
+    def seg_said(self, state: Floats) -> None:
+        """Take the state (1, 256) that predicted a [SEG], as soon as it is said."""
+
+    def weigh(self, token_ids: Sequence[int], logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The logits (V,) that the next token is chosen from, after `token_ids`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What the language model said, and the states the mask decoder needs.
 
-    `token_ids` has no <eos>. `log_probabilities` (tokens,) are of the tokens chosen. `label_probabilities`
+    `token_ids` has no <eos>. `log_probabilities` (tokens,) are of the tokens chosen, as the model alone
+    sees them. `label_probabilities`
     (tokens + 1, labels) is, before each token and at the end, the softmax restricted to the labels' first
     tokens. `seg_embedding` (K, 256) are the states that predicted each [SEG]; None where none was said.
     `image_tokens` is what the first pass hands on to the mask decoder: for Sim4Seg the projected states of
@@ -61,6 +76,7 @@ class Answer:
 
 @dataclass(eq=False)
 class _Decoded:
+    facts: Facts | None
     token_ids: list[int]
     log_probabilities: list[float]
     label_probabilities: list[NDArray[np.float64]]
@@ -77,17 +93,21 @@ def generate(
     *,
     rules: DecodingRules,
     clock: Callable[[], float],
+    facts: Facts | None = None,
 ) -> Answer:
     """Answer greedily: one pass over image and question, then one step per token.
 
     `feeds` are the inputs of `prefill`: `pixels` (1, 3, side, side) float32, `text_ids` (1, T) int64.
+    `facts` have a say in the words.
 
     Raises
     ------
     OutputInvalid
         If logits or states are not finite or not of one shape.
     """
-    (answer,) = generate_paths(prefill, step, feeds, rules=rules, clock=clock, samplings=(None,))
+    (answer,) = generate_paths(
+        prefill, step, feeds, rules=rules, clock=clock, samplings=(None,), facts=(facts,)
+    )
     return answer
 
 
@@ -99,8 +119,11 @@ def generate_paths(
     rules: DecodingRules,
     clock: Callable[[], float],
     samplings: Sequence[Sampling | None],
+    facts: Sequence[Facts | None] | None = None,
 ) -> list[Answer]:
     """Several answers to one question about one image, one for each of `samplings`; None is greedy.
+
+    Each has its own `facts`, if any.
 
     Raises
     ------
@@ -110,7 +133,9 @@ def generate_paths(
     started = clock()
     first = prefill.run(feeds)
     prefilled = clock()
-    paths = [_Decoded([], [], []) for _ in samplings]
+    paths = [_Decoded(each, [], [], []) for each in facts or [None] * len(samplings)]
+    for each in filter(None, facts or ()):
+        each.begin(first[rules.handed_on])
     choosers = [_chooser(sampling) for sampling in samplings]
     out: dict[str, Array] = {
         name: np.repeat(first[name], len(paths), axis=0)
@@ -180,14 +205,20 @@ def _take_tokens(
             has_said_seg = _take_token(path, logits[row].astype(np.float64), rules, choose)
             if has_said_seg and state is not None:
                 require_output("language model", "state_embedding", state, (len(paths), widths[1]))
-                path.seg_embeddings.append(state[row : row + 1])
+                _keep_seg(path, state[row : row + 1])
     return not all(path.is_over for path in paths)
+
+
+def _keep_seg(path: _Decoded, state: Floats) -> None:
+    path.seg_embeddings.append(state)
+    if path.facts is not None:
+        path.facts.seg_said(state)
 
 
 def _take_token(path: _Decoded, logits: NDArray[np.float64], rules: DecodingRules, choose: Chooser) -> bool:
     """Take one token and note what went with it; True where it was [SEG]."""
     path.label_probabilities.append(softmax(logits[list(rules.label_ids)]))
-    token = choose(logits)
+    token = choose(path.facts.weigh(path.token_ids, logits) if path.facts else logits)
     if token == rules.eos_id or len(path.token_ids) == rules.max_new_tokens:
         path.is_ended, path.is_over = token == rules.eos_id, True
         return False

@@ -1,6 +1,6 @@
 """Sim4SegPredictor: engines wired so that image and prompt give a prediction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,8 @@ from inference.runtime.acceptance import (
 )
 from inference.runtime.conversation import Conversation
 from inference.runtime.engine import Array, Engine, GraphSpec, require_output
-from inference.runtime.generate import Answer, DecodingRules, Floats, generate
+from inference.runtime.generate import Answer, DecodingRules, Facts, Floats, generate
+from inference.runtime.grounding import Grounding, answer_slots, region_words
 from inference.runtime.model_repository import Manifest
 from inference.runtime.packaged import PackagedPredictor, Stopwatch
 from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, STATE, Engines, graph_specs
@@ -36,10 +37,16 @@ class Region:
 
 
 class Sim4SegPredictor(PackagedPredictor):
-    """Sim4Seg (arXiv 2511.06665) on exported graphs: the answer first, then the mask it asks for."""
+    """Sim4Seg (arXiv 2511.06665) on exported graphs: the answer, and the mask as soon as it asks for one.
+
+    With `is_grounded` the mask has a say in the words that follow [SEG] (`inference.runtime.grounding`).
+    """
+
+    is_grounded = True
 
     def _read_words(self, tokenizer_json: bytes, settings: InferenceSettings) -> None:
         self.conversation = Conversation(tokenizer_json, self.manifest)
+        self.slots = answer_slots(self.conversation.tokenise)
         self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
 
     def _graph_specs(self, manifest: Manifest) -> Mapping[str, GraphSpec]:
@@ -90,15 +97,15 @@ class Sim4SegPredictor(PackagedPredictor):
             for image in images
         ]
 
-    def answer(self, pixels: Floats, question: NDArray[np.int64], rules: DecodingRules) -> Answer:
+    def answer(
+        self, pixels: Floats, question: NDArray[np.int64], rules: DecodingRules, facts: Facts | None = None
+    ) -> Answer:
         """The language model's answer about `pixels` (1, 3, side, side) to `question` (1, T)."""
-        engines = self.engines
+        prefill, step = self.engines.language_prefill, self.engines.language_step
         feeds: dict[str, Array] = {"pixels": pixels, "text_ids": question}
-        answer = generate(
-            engines.language_prefill, engines.language_step, feeds, rules=rules, clock=self._clock
-        )
+        answer = generate(prefill, step, feeds, rules=rules, clock=self._clock, facts=facts)
         cells = self.manifest.region.grid**2
-        require_output(engines.language_prefill.name, "image_tokens", answer.image_tokens, (cells, STATE))
+        require_output(prefill.name, "image_tokens", answer.image_tokens, (cells, STATE))
         return answer
 
     def embed(self, pixels: Floats) -> Floats:
@@ -150,16 +157,12 @@ class Sim4SegPredictor(PackagedPredictor):
             with watch.stage("preprocess"):
                 frame, pixels = self.fit(image)
             rules = self.rules(max_new_tokens=self.max_new_tokens, is_stopped_at_seg=is_stopped_at_seg)
-            answer = self.answer(pixels, question, rules)
-            watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s)
-            region: Region | None = None
-            if answer.seg_embedding is not None:
-                with watch.stage("image_encoder"):
-                    embedding = self.embed(pixels)
-                with watch.stage("mask_decoder"):
-                    region = self.find_region(embedding, answer.image_tokens, answer.seg_embedding, frame)
+            drawing = Drawing(self, frame, lambda: self.embed(pixels), watch)
+            answer = self.answer(pixels, question, rules, drawing)
+            drawn_s = sum(watch.seconds.values()) - watch.seconds["preprocess"]
+            watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s - drawn_s)
             with watch.stage("postprocess"):
-                prediction = self.told(answer, frame, region)
+                prediction = self.told(answer, frame, drawing.region)
         return replace(prediction, seconds=watch.seconds)
 
     def diagnosis_of(self, answer: Answer) -> Diagnosis | None:
@@ -205,6 +208,40 @@ class Sim4SegPredictor(PackagedPredictor):
             label_ids=self.conversation.label_ids,
             is_stopped_at_seg=is_stopped_at_seg,
         )
+
+
+class Drawing(Grounding):
+    """Draws the region of an answer as soon as it says [SEG]; `region` is that of all [SEG] so far."""
+
+    def __init__(
+        self,
+        predictor: Sim4SegPredictor,
+        frame: ResizeLongestSide,
+        embed: Callable[[], Floats],
+        watch: Stopwatch,
+    ) -> None:
+        """`embed` gives the image embedding when it is wanted: an answer without [SEG] needs none."""
+        super().__init__(predictor.slots)
+        self._predictor, self._frame, self._embed, self._watch = predictor, frame, embed, watch
+        self._states: list[Floats] = []
+        self._image_tokens = np.zeros((0, STATE), np.float32)
+        self.region: Region | None = None
+
+    def begin(self, handed_on: Floats) -> None:
+        """Keep the image tokens."""
+        self._image_tokens = handed_on
+
+    def seg_said(self, state: Floats) -> None:
+        """Draw what all [SEG] so far ask for, and let the mask have its say."""
+        self._states.append(state)
+        predictor, watch = self._predictor, self._watch
+        with watch.stage("image_encoder"):
+            embedding = self._embed()
+        with watch.stage("mask_decoder"):
+            states = np.concatenate(self._states)
+            self.region = predictor.find_region(embedding, self._image_tokens, states, self._frame)
+        if predictor.is_grounded:
+            self.learn(region_words(self.region.logits, self._frame))
 
 
 def _no_region(grid: int) -> Region:

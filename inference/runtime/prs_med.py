@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from inference.contract import Image, Prediction, Prompt
 from inference.positions import parse_position
 from inference.postprocess import mask_at_source
+from inference.preprocess import ResizeLongestSide
 from inference.prompts import EOS, TARGETS
 from inference.runtime.acceptance import refuse_another_kind, refuse_unsuitable
 from inference.runtime.conversation import Conversation
 from inference.runtime.engine import FREE, Array, Engine, GraphSpec, TensorSpec, require_output
 from inference.runtime.generate import DecodingRules, Floats, generate
+from inference.runtime.grounding import Grounding, position_slots, position_words
 from inference.runtime.model_repository import Manifest
 from inference.runtime.packaged import PackagedPredictor, Stopwatch
 from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, floats, step_inputs
@@ -37,11 +39,15 @@ class PrsMedPredictor(PackagedPredictor):
     """PRS-Med (arXiv 2505.11872) on exported graphs.
 
     The mask is conditioned on the states of image and question, which the first pass hands on; the answer
-    that follows cannot change it. An answer that says there is no target empties the mask.
+    that follows cannot change it. An answer that says there is no target empties the mask. With `is_grounded`
+    the mask has a say in the words that name a place (`inference.runtime.grounding`).
     """
+
+    is_grounded = True
 
     def _read_words(self, tokenizer_json: bytes, settings: InferenceSettings) -> None:
         self.conversation = Conversation(tokenizer_json, self.manifest)
+        self.slots = position_slots(self.conversation.tokenise)
         self.max_new_tokens = settings.max_new_tokens or self.manifest.text.max_new_tokens
 
     def _graph_specs(self, manifest: Manifest) -> Mapping[str, GraphSpec]:
@@ -82,25 +88,23 @@ class PrsMedPredictor(PackagedPredictor):
                 handed_on="hidden_states",
             )
             feeds: dict[str, Array] = {"pixels": pixels, "text_ids": question}
-            engines = self.engines
-            answer = generate(
-                engines.language_prefill, engines.language_step, feeds, rules=rules, clock=self._clock
-            )
-            watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s)
-            with watch.stage("image_encoder"):
-                embedding = self._embed(pixels)
-            with watch.stage("mask_decoder"):
-                logits, kind = self._draw(embedding, answer.image_tokens)
+            drawing = Drawing(self, frame, pixels, watch)
+            prefill, step = self.engines.language_prefill, self.engines.language_step
+            answer = generate(prefill, step, feeds, rules=rules, clock=self._clock, facts=drawing)
+            drawn_s = watch.seconds["image_encoder"] + watch.seconds["mask_decoder"]
+            watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s - drawn_s)
             with watch.stage("postprocess"):
-                mask = mask_at_source(logits, frame.source_hw)
-        return self._prediction(self.conversation.text(answer.token_ids), mask, (logits, kind), watch.seconds)
+                mask = mask_at_source(drawing.logits, frame.source_hw)
+        return self._prediction(self.conversation.text(answer.token_ids), mask, drawing, watch.seconds)
 
-    def _embed(self, pixels: Floats) -> Floats:
+    def embed(self, pixels: Floats) -> Floats:
+        """The image embedding (1, 256, 64, 64) float32 of `pixels` (1, 3, side, side)."""
         encoder = self.engines.image_encoder
         embedding = encoder.run({"pixels": pixels})["image_embedding"]
         return require_output(encoder.name, "image_embedding", embedding, EMBEDDING)
 
-    def _draw(self, embedding: Floats, states: Floats) -> tuple[Floats, int]:
+    def draw(self, embedding: Floats, states: Floats) -> tuple[Floats, int]:
+        """Mask logits (256, 256) for the states (1, S, C) of image and question; the kind of image."""
         decoder = self.engines.mask_decoder
         out = decoder.run({"image_embedding": embedding, "hidden_states": states})
         shape = (1, 1, LOW_RES, LOW_RES)
@@ -109,10 +113,10 @@ class PrsMedPredictor(PackagedPredictor):
         return logits[0, 0], int(kinds.argmax())
 
     def _prediction(
-        self, text: str, mask: NDArray[np.bool_], drawn: tuple[Floats, int], seconds: dict[str, float]
+        self, text: str, mask: NDArray[np.bool_], drawing: "Drawing", seconds: dict[str, float]
     ) -> Prediction:
         parsed = parse_position(text)
-        logits, kind = drawn
+        logits, kind = drawing.logits, drawing.kind
         shown = mask & (not parsed.is_absent)
         nowhere = np.zeros((self.manifest.region.grid,) * 2, np.float32)
         return Prediction(
@@ -129,6 +133,26 @@ class PrsMedPredictor(PackagedPredictor):
             seconds=seconds,
             is_well_formed=parsed.is_well_formed,
         )
+
+
+class Drawing(Grounding):
+    """Draws the mask before the first word: `logits` (256, 256), and `kind`, the place in MODALITIES."""
+
+    def __init__(
+        self, predictor: PrsMedPredictor, frame: ResizeLongestSide, pixels: Floats, watch: Stopwatch
+    ) -> None:
+        super().__init__(predictor.slots)
+        self._predictor, self._frame, self._pixels, self._watch = predictor, frame, pixels, watch
+        self.logits, self.kind = np.zeros((LOW_RES, LOW_RES), np.float32), 0
+
+    def begin(self, handed_on: Floats) -> None:
+        """Draw what the states of image and question ask for, and let the mask have its say."""
+        with self._watch.stage("image_encoder"):
+            embedding = self._predictor.embed(self._pixels)
+        with self._watch.stage("mask_decoder"):
+            self.logits, self.kind = self._predictor.draw(embedding, handed_on)
+        if self._predictor.is_grounded:
+            self.learn(position_words(self.logits, self._frame))
 
 
 def expected_iou(logits: Floats) -> float:

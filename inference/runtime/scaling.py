@@ -9,6 +9,7 @@ by the mean probability of its tokens (Wang et al., arXiv 2203.11171), and the m
 among the paths that voted for that diagnosis. The paper's choice by the truth is computed in evaluation only.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from inference.postprocess import mask_at_source
 from inference.preprocess import ResizeLongestSide
 from inference.runtime.acceptance import refuse_another_kind, refuse_unsuitable
 from inference.runtime.generate import Answer, Floats, Sampling, generate_paths
-from inference.runtime.packaged import segment_each
-from inference.runtime.predictors import Region, Sim4SegPredictor
+from inference.runtime.packaged import Stopwatch, segment_each
+from inference.runtime.predictors import Drawing, Region, Sim4SegPredictor
 
 Cells = NDArray[np.bool_]
 SHIFTS = ((0, 1), (1, 0), (0, -1), (-1, 0))
@@ -100,22 +101,24 @@ class ScaledPredictor:
         started = time.perf_counter()
         predictor, sampling = self.predictor, self.scaling.sampling
         frame, pixels = predictor.fit(image)
+        embed = functools.cache(lambda: predictor.embed(pixels))
+        watch = Stopwatch(time.perf_counter)
+        drawings = [Drawing(predictor, frame, embed, watch) for _ in range(self.scaling.paths)]
+        drawn = [replace(sampling, seed=sampling.seed + path) for path in range(1, self.scaling.paths)]
         answers = generate_paths(
             predictor.engines.language_prefill,
             predictor.engines.language_step,
             {"pixels": pixels, "text_ids": predictor.conversation.question_ids(prompt.query)},
             rules=predictor.rules(max_new_tokens=predictor.max_new_tokens, is_stopped_at_seg=False),
             clock=time.perf_counter,
-            samplings=[
-                None,
-                *(replace(sampling, seed=sampling.seed + path) for path in range(1, self.scaling.paths)),
-            ],
+            samplings=[None, *drawn],
+            facts=drawings,
         )
         masks: list[Candidate] = []
-        if any(answer.seg_embedding is not None for answer in answers):
-            embedding = predictor.embed(pixels)
-            for path, answer in enumerate(answers):
-                masks += [Candidate(path, region) for region in self._regions(embedding, answer, frame)]
+        for path, (answer, drawing) in enumerate(zip(answers, drawings, strict=True)):
+            if drawing.region is not None:
+                regions = self._regions(embed(), answer, drawing.region, frame)
+                masks += [Candidate(path, region) for region in regions]
         return Candidates(frame, answers, self._scored(masks), time.perf_counter() - started)
 
     def choose(self, made: Candidates) -> Prediction:
@@ -134,13 +137,14 @@ class ScaledPredictor:
     def _diagnosis(self, answer: Answer) -> Diagnosis | None:
         return self.predictor.diagnosis_of(answer)
 
-    def _regions(self, embedding: Floats, answer: Answer, frame: ResizeLongestSide) -> list[Region]:
+    def _regions(
+        self, embedding: Floats, answer: Answer, own: Region, frame: ResizeLongestSide
+    ) -> list[Region]:
         """The path's own region first, then disturbed ones."""
         seg = answer.seg_embedding
         if seg is None:
             return []
         predictor = self.predictor
-        own = predictor.find_region(embedding, answer.image_tokens, seg, frame)
         valid = frame.valid_cells(predictor.manifest.region.grid) > 0
         disturbed = itertools.islice(disturb(own, valid), self.scaling.regions - 1)
         regions = [own]

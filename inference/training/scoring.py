@@ -12,10 +12,9 @@ from scipy import ndimage
 from inference import metrics
 from inference.contract import Prediction
 from inference.datasets.folder import Case
-from inference.datasets.measure import equal_moments, zone_of
-from inference.datasets.posmed import zone_of_mask
 from inference.positions import parse_position
 from inference.prompts import parse_answer
+from inference.zones import centroid_of, zone_of, zone_of_mask
 
 Mask = NDArray[np.bool_]
 POSITIVE = ("malignant", "fracture", "melanoma")  # of two labels, the one whose probability AUC ranks
@@ -59,11 +58,8 @@ class ZoneRule:
 
 
 def _centroid_zone(mask: Mask) -> str | None:
-    rows, columns = np.nonzero(mask)
-    if not rows.size:
-        return None
-    y, x = equal_moments(rows, columns).centre_yx
-    return zone_of(y / mask.shape[0], x / mask.shape[1])
+    centre = centroid_of(mask)
+    return None if centre is None else zone_of(*centre)
 
 
 def _said_position(text: str) -> str | None:

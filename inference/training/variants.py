@@ -1,4 +1,4 @@
-"""What else a family is measured by: test-time scaling, its oracle, modulations removed, reports told.
+"""What else a family is measured by: without something it has, with several paths, with reports told.
 
 A variant is made for all cases together, since shuffling needs to know them, and then asked case by case.
 """
@@ -16,6 +16,7 @@ from inference.datasets.report_guided import NOTHING, shuffled
 from inference.reports import FIELDS, Priors, priors_of
 from inference.runtime.medseg_r import MODULATIONS, MedSegRPredictor
 from inference.runtime.predictors import Sim4SegPredictor
+from inference.runtime.prs_med import PrsMedPredictor
 from inference.runtime.scaling import ScaledPredictor, oracle_mask
 
 Ask = Callable[[Case, Image], Prediction]
@@ -24,14 +25,28 @@ Variant = Callable[[Sequence[Case]], Ask]
 
 def variants_of(predictor: Predictor) -> dict[str, Variant]:
     """Name of each variant of this predictor's family -> how it is made."""
+    if isinstance(predictor, PrsMedPredictor):
+        return {"words_alone": lambda _: _words_alone(predictor)}
     if isinstance(predictor, Sim4SegPredictor):
         return {
+            "words_alone": lambda _: _words_alone(predictor),
             "test_time_scaling": lambda _: _scaled(predictor),
             "test_time_scaling_oracle": lambda _: _oracle(predictor),
         }
     if isinstance(predictor, MedSegRPredictor):
         return _medseg_variants(predictor)
     return {}
+
+
+def _words_alone(predictor: Sim4SegPredictor | PrsMedPredictor) -> Ask:
+    """The language model's own words: the mask has no say in them."""
+
+    def ask(case: Case, image: Image) -> Prediction:
+        predictor.is_grounded = False
+        query = case.position_query if isinstance(predictor, PrsMedPredictor) else case.query
+        return predictor.predict(image, Prompt(query))
+
+    return ask
 
 
 def _scaled(predictor: Sim4SegPredictor) -> Ask:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from inference.datasets.measure import measure, zone_of
+from inference.datasets.measure import measure
 from inference.prompts import ZONES, Findings
+from inference.zones import zone_of
 
 HW = (240, 300)
 

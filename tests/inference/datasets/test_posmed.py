@@ -15,7 +15,6 @@ from inference.datasets.posmed import (
     exchange_of,
     is_near_centre,
     write_table,
-    zone_of_mask,
     zones_of_pair,
 )
 from inference.datasets.sample import frame_sample
@@ -31,6 +30,7 @@ from inference.positions import (
 )
 from inference.prompts import TARGETS
 from inference.settings import PACKAGES
+from inference.zones import zone_of_mask
 from tests.inference.datasets import tiny_data
 
 

@@ -1,0 +1,131 @@
+"""Words that agree with the mask: where an answer names a place or a size, what was outlined has a say.
+
+A language model says where the target is from what it saw; the mask that it asked for says it too, more
+exactly. At the closed places of the wording the two are multiplied, token by token:
+
+    p(word) ~ p_model(word) * p_mask(word)        (product of experts; Hinton 2002)
+
+All other words are the model's own. A mask near a border of two zones leaves the choice to the model
+(`inference.zones.SPREAD`); an answer that is not about to name a place is let alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.positions import CENTRE, QUADRANTS
+from inference.postprocess import MASK_THRESHOLD
+from inference.preprocess import ResizeLongestSide
+from inference.prompts import ZONES
+from inference.runtime.generate import Floats
+from inference.zones import box_of, centroid_of, percent_chances, position_chances, zone_chances
+
+Tokenise = Callable[[str], tuple[int, ...]]
+Measured = Mapping[str, Mapping[str, float]]  # name of a slot -> how likely each phrase is
+FLOOR = 1e-9  # below any chance that counts; keeps the logarithm finite
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the answers where one of a few phrases stands."""
+
+    name: str
+    cues: tuple[tuple[int, ...], ...]  # the tokens right before it, in any of these forms
+    phrases: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, name: str, tokenise: Tokenise, cues: Iterable[str], phrases: Iterable[str]) -> "Slot":
+        """The slot after any of `cues`; each of `phrases` is tokenised with the blank before it."""
+        return cls(name, tuple(map(tokenise, cues)), {each: tokenise(f" {each}") for each in phrases})
+
+    def said(self, token_ids: Sequence[int]) -> tuple[int, ...] | None:
+        """What of a phrase is said at the end of an answer; () right after the cue, None elsewhere."""
+        for length in range(max(map(len, self.phrases.values()))):
+            before, said = token_ids[: len(token_ids) - length], tuple(token_ids[len(token_ids) - length :])
+            if any(len(before) >= len(cue) and tuple(before[-len(cue) :]) == cue for cue in self.cues):
+                return said
+        return None
+
+    def options(self, said: tuple[int, ...], chances: Mapping[str, float]) -> dict[int, float]:
+        """The tokens that lead on to a phrase, and the chance of all phrases they lead to."""
+        options: dict[int, float] = {}
+        for phrase, ids in self.phrases.items():
+            if len(ids) > len(said) and ids[: len(said)] == said:
+                options[ids[len(said)]] = options.get(ids[len(said)], 0.0) + chances.get(phrase, 0.0)
+        return options
+
+
+class Grounding:
+    """What the mask says while one answer is being said; `generate.Facts`, for a family to complete.
+
+    A family calls `learn` as soon as its mask is drawn; until then no word is touched.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = slots
+        self._measured: Measured = {}
+
+    def begin(self, handed_on: Floats) -> None:
+        """Take what the first pass hands on."""
+
+    def seg_said(self, state: Floats) -> None:
+        """Take the state (1, 256) that predicted a [SEG]."""
+
+    def learn(self, measured: Measured) -> None:
+        """Take what was measured on the mask."""
+        self._measured = measured
+
+    def weigh(self, token_ids: Sequence[int], logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`logits` (V,), with those that lead to a phrase weighted where the model is about to say one."""
+        likeliest = int(np.argmax(logits))
+        for slot in self._slots:
+            said = slot.said(token_ids) if slot.name in self._measured else None
+            if said is not None:
+                options = slot.options(said, self._measured[slot.name])
+                if likeliest in options:
+                    return _weighed(logits, options)
+        return logits
+
+
+def _weighed(logits: NDArray[np.float64], options: Mapping[int, float]) -> NDArray[np.float64]:
+    out = np.full_like(logits, -np.inf)
+    for token, chance in options.items():
+        out[token] = logits[token] + np.log(max(chance, FLOOR))
+    return out
+
+
+def answer_slots(tokenise: Tokenise) -> tuple[Slot, ...]:
+    """Where the answers of `inference.prompts` name a zone and a share of the image."""
+    percents = [f"{n} percent" for n in range(1, 101)]
+    return (
+        Slot.of("zone", tokenise, (" region lies in the",), ZONES),
+        Slot.of("percent", tokenise, (" covers about",), percents),
+    )
+
+
+def position_slots(tokenise: Tokenise) -> tuple[Slot, ...]:
+    """Where the answers of `inference.positions` name the place of one target."""
+    return (Slot.of("position", tokenise, (" in the", " In the"), (CENTRE, *QUADRANTS)),)
+
+
+def region_words(logits: Floats, frame: ResizeLongestSide) -> Measured:
+    """What the mask of `logits` (S, S) says at `answer_slots`; nothing for an empty one."""
+    mask = _inside(logits, frame)
+    centre = centroid_of(mask)
+    if centre is None:
+        return {}
+    return {"zone": zone_chances(*centre), "percent": percent_chances(mask)}
+
+
+def position_words(logits: Floats, frame: ResizeLongestSide) -> Measured:
+    """What the mask of `logits` (S, S) says at `position_slots`; nothing for an empty one."""
+    mask = _inside(logits, frame)
+    box = box_of(mask)
+    return {} if box is None else {"position": position_chances(box, (mask.shape[0], mask.shape[1]))}
+
+
+def _inside(logits: Floats, frame: ResizeLongestSide) -> NDArray[np.bool_]:
+    """The mask at the network's own resolution, without the padding: shares and zones need no more."""
+    return ResizeLongestSide(frame.source_hw, logits.shape[-1]).unpad(logits) > MASK_THRESHOLD
