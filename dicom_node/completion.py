@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from dicom_node.routing import RouteChoice, SeriesAttributes, choose_route
 from dicom_node.settings import NodeSettings
+from dicom_node.unmatched import NO_RULE, NOT_ROUTED, job_that_tells
 from storage.database import Database, Transaction
 from storage.identity import note_identity, patients_of
 from storage.index import (
@@ -21,7 +22,7 @@ from storage.jobs import JobRequest, create_job
 from storage.notes import DERIVED_MODALITIES
 from storage.questions import send_alike
 from storage.tables import Instance, Series, Study
-from storage.versions import is_answered
+from storage.versions import is_answered, retire_ends
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +59,8 @@ def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> lis
         record_outcome(tx, quiet.study_instance_uid, f"held: {TWO_PATIENTS}")
         logger.error("study held", extra={"study_instance_uid": quiet.study_instance_uid})
         return []
-    choices = {
-        series.series_instance_uid: _choose(tx, series, settings)
-        for series in series_of_study(tx, quiet.study_instance_uid)
-    }
+    all_series = series_of_study(tx, quiet.study_instance_uid)
+    choices = {each.series_instance_uid: _choose(tx, each, settings) for each in all_series}
     _send_asked_before(tx, choices)
     job_ids = [
         job_id
@@ -69,6 +68,7 @@ def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> lis
         if (job_id := _create_job(tx, quiet, series_uid, choice)) is not None
     ]
     record_outcome(tx, quiet.study_instance_uid, outcome_of(choices, len(job_ids)))
+    job_ids += _told(tx, quiet, settings, all_series, choices)
     logger.info(
         "study complete",
         extra={
@@ -104,6 +104,22 @@ def _changed(tx: Transaction, choices: Mapping[str, RouteChoice]) -> dict[str, R
         if not all(is_answered(tx, series_uid, model, query) for series_uid in series_uids)
         for series_uid in series_uids
     }
+
+
+def _told(
+    tx: Transaction,
+    quiet: QuietStudy,
+    settings: NodeSettings,
+    all_series: Sequence[Series],
+    choices: Mapping[str, RouteChoice],
+) -> list[str]:
+    """The job that says that no rule matched, or none; what said so before holds no longer once one does."""
+    if any(choice.route is not None for choice in choices.values()):
+        retire_ends(tx, quiet.study_instance_uid, NOT_ROUTED)
+        return []
+    request = job_that_tells(tx, settings, all_series, quiet.version)
+    job_id = None if request is None else create_job(tx, request)
+    return [] if job_id is None else [job_id]
 
 
 def _send_asked_before(tx: Transaction, choices: Mapping[str, RouteChoice]) -> None:
@@ -167,4 +183,4 @@ def outcome_of(choices: dict[str, RouteChoice], job_count: int) -> str:
             return "unchanged: the results of before hold"
         return f"{job_count} job" if job_count == 1 else f"{job_count} jobs"
     reasons = {" | ".join(choice.why_not) for choice in choices.values()}
-    return f"no rule matched: {'; '.join(sorted(reasons))}"[:1000]
+    return f"{NO_RULE}{'; '.join(sorted(reasons))}"[:1000]

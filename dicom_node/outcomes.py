@@ -18,6 +18,7 @@ from dicom_node.frames import Frame, SourceSeries
 from dicom_node.provenance import ModelIdentity, Provenance
 from dicom_node.receive import Receiver
 from dicom_node.sr import build_report
+from dicom_node.unmatched import NOT_ROUTED
 from storage.database import Transaction
 from storage.deliveries import queue_delivery
 from storage.index import instances_of_series
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 WORDS: Final = {
     "NOT SUITABLE": "Not analysed, the images are not suitable",
     "FAILED": "Not analysed, the analysis failed",
+    NOT_ROUTED: "Not analysed, no rule asks for it",
 }
 UNKNOWN: Final = "unknown"
 

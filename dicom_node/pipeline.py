@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,12 +32,13 @@ from dicom_node.reading import VENTRICLE, AnalysisRequest
 from dicom_node.receive import Receiver
 from dicom_node.seg import SegmentationRequest, build_segmentation
 from dicom_node.standing import Standing, standing_of
+from dicom_node.unmatched import NO_MODEL, NO_RULE, NOT_ROUTED
 from inference.contract import Predictor
 from inference.errors import InputRejected
 from storage.database import Database
 from storage.errors import InstanceMissing, StorageUnavailable
 from storage.files import FileStore
-from storage.index import instances_of_series, series_of_study
+from storage.index import find_study, instances_of_series, series_of_study
 from storage.jobs import FAILED, ClaimedJob, cancel_job, complete_job, series_asked_alike
 from storage.questions import send_repeated
 from storage.tables import Job
@@ -96,6 +97,9 @@ def run_job(job: ClaimedJob, services: Services) -> None:
     OvertakenError
         If other versions of the result appeared again and again.
     """
+    if job.model == NO_MODEL:
+        _tell_unmatched(job, services)
+        return
     predictor = services.open_predictor(job.model)
     try:
         _analyse_and_store(job, predictor, services)
@@ -172,6 +176,19 @@ def _analyse(job: ClaimedJob, predictor: Predictor, services: Services) -> tuple
         result = analyse(series, predictor, request, standing.context, profiles)
         require_sound(result.objects, series.datasets, services.destinations)
         return result, standing
+
+
+def _tell_unmatched(job: ClaimedJob, services: Services) -> None:
+    """Say to those who ask for it that no rule matched the study."""
+    with services.database.reading() as tx:
+        study = find_study(tx, job.study_instance_uid)
+    if study is None or study.version != job.study_version:  # more of it has come meanwhile
+        with services.database.transaction() as tx:
+            cancel_job(tx, job.job_id, job.fence, OUTDATED, "a newer version of the study follows")
+        return
+    recipients = tuple(each for each in services.destinations if each.hears_of_unmatched)
+    reason = (study.outcome or "").removeprefix(NO_RULE)
+    _end(job, replace(services, destinations=recipients), NOT_ROUTED, reason)
 
 
 def _end(job: ClaimedJob, services: Services, outcome: str, reason: str) -> None:

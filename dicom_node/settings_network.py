@@ -199,6 +199,18 @@ class Destination(Section):
         "with the contour burnt in), GSPS, KOS, PDF.",
     )
 
+    reports_unmatched: bool = Field(
+        default=False,
+        description="Send it a small SR, too, for every study that no rule matches, saying that it was not "
+        "analysed and why; needs SR among `forms`. Meant for nodes that get only what is to be analysed.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> Self:
+        if self.reports_unmatched and Form.SR not in self.forms:
+            raise ValueError("reports_unmatched needs SR among forms: the report is one")
+        return self
+
     @field_validator("forms")
     @classmethod
     def _go_together(cls, forms: tuple[Form, ...]) -> tuple[Form, ...]:

@@ -256,7 +256,8 @@ def job_services(
             limits.max_frames, limits.max_frame_megapixels, limits.max_series_megapixels
         ),
         destinations=tuple(
-            Recipient(destination.name, frozenset(destination.forms)) for destination in settings.destinations
+            Recipient(each.name, frozenset(each.forms), each.reports_unmatched)
+            for each in settings.destinations
         ),
         decode=partial(decoders.each, display_frames),
     )

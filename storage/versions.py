@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 
 from storage.database import Transaction, database_now
+from storage.deliveries import withdraw_deliveries
 from storage.errors import StorageError
 from storage.identity import OWN_RESULT, Retired
 from storage.jobs import ClaimedJob, JobState
@@ -147,6 +148,19 @@ def supersede_outcomes(tx: Transaction, job: ClaimedJob, stored: Sequence[str]) 
     _retire(tx, sorted(tx.scalars(statement)), job.job_id)
 
 
+def retire_ends(tx: Transaction, study_instance_uid: str, outcome: str) -> None:
+    """Let the reports of a study go that say that a job ended so: it is true no longer, and not sent."""
+    statement = (
+        select(Instance.sop_instance_uid)
+        .join(Job, Job.job_id == Instance.origin_detail)
+        .where(Instance.origin_kind == OWN_RESULT, Instance.retired_as.is_(None))
+        .where(Job.study_instance_uid == study_instance_uid, Job.outcome == outcome)
+    )
+    uids = sorted(tx.scalars(statement))
+    _retire(tx, uids, None)
+    withdraw_deliveries(tx, uids)
+
+
 def claim_result(tx: Transaction, sop_instance_uid: str, job_id: str) -> None:
     """Make a result that came in from elsewhere this job's own, as after a rebuilt index or from a PACS."""
     statement = update(Instance).where(Instance.sop_instance_uid == sop_instance_uid)
@@ -200,7 +214,7 @@ def _require_valid(tx: Transaction, job: ClaimedJob, inputs: Inputs) -> None:
         raise OutdatedError("a newer version of the result is there already")
 
 
-def _retire(tx: Transaction, sop_instance_uids: Sequence[str], job_id: str) -> str | None:
+def _retire(tx: Transaction, sop_instance_uids: Sequence[str], job_id: str | None) -> str | None:
     """Mark what is replaced; gives the job that had made it."""
     rows = tx.scalars(select(Instance).where(Instance.sop_instance_uid.in_(sop_instance_uids))).all()
     for row in rows:

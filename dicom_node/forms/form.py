@@ -60,6 +60,7 @@ class Recipient:
 
     name: str
     forms: Profile = frozenset(DEFAULT_FORMS)
+    hears_of_unmatched: bool = False  # whether it is told of studies that no rule matches
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 
 from storage.deliveries import DeliveryState
 from storage.worklist import list_deliveries
-from tests.builders import make_ultrasound, write_datasets
+from tests.builders import make_ellipse, make_ultrasound, write_datasets
 from tests.flow.nodes import (
     Node,
     destination,
@@ -43,6 +43,9 @@ class Sent:
     source: Dataset
     at_orthanc: dict[str, Dataset]  # by modality
     at_storescp: dict[str, Dataset]
+    unmatched: Dataset  # of a study that no rule matches
+    told: list[Dataset]  # what the storescp has of it; it asks to be told
+    told_orthanc: list[bytes]  # what Orthanc has of it; it does not
 
 
 @contextmanager
@@ -73,17 +76,30 @@ def sent(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterato
     (path,) = write_datasets(folder / "in", [source])
     with running_orthanc(folder / "orthanc") as orthanc, running_storescp(folder / "scp") as port:
         first = destination(orthanc.dicom_port, ORTHANC_AE_TITLE) | {"forms": AT_ORTHANC}
-        second = destination(port, "STORESCP") | {"name": "archive", "forms": AT_STORESCP}
+        second = destination(port, "STORESCP") | {
+            "name": "archive",
+            "forms": AT_STORESCP,
+            "reports_unmatched": True,
+        }
         config = node_config(find_free_port, tiny_models, destinations=[first, second])
         with running_node(folder / "node", config) as node:
             node.send([path])
             node.wait_for_jobs()
             until(lambda: is_delivered(node), "every form to be at its destination")
+            unmatched = make_ultrasound(make_ellipse((60, 81), (20, 30), (9, 7)))
+            unmatched.BodyPartExamined = "THYROID"
+            (other,) = write_datasets(folder / "other", [unmatched])
+            node.send([other])
+            node.wait_for_jobs(2)
+            until(lambda: is_delivered(node), "the outcome to be at its destination")
             study = str(source.StudyInstanceUID)
             files = {name: orthanc.instances(study, name) for name in MODALITIES}
             at_orthanc = {name: pydicom.dcmread(io.BytesIO(file)) for name in files for file in files[name]}
-            kept = [pydicom.dcmread(file) for file in (folder / "scp").iterdir()]
-            yield Sent(node, source, at_orthanc, {str(dataset.Modality): dataset for dataset in kept})
+            files_kept = [pydicom.dcmread(file) for file in (folder / "scp").iterdir()]
+            kept = {str(each.Modality): each for each in files_kept if each.StudyInstanceUID == study}
+            told = [each for each in files_kept if each.StudyInstanceUID != study]
+            told_orthanc = orthanc.instances(str(unmatched.StudyInstanceUID), "SR")
+            yield Sent(node, source, at_orthanc, kept, unmatched, told, told_orthanc)
 
 
 def test_each_destination_has_what_its_profile_says(sent: Sent) -> None:
@@ -94,7 +110,7 @@ def test_each_destination_has_what_its_profile_says(sent: Sent) -> None:
     with sent.node.database.reading() as tx:
         rows = list_deliveries(tx)
     assert {row.last_status for row in rows} == {"0x0000"}
-    assert sorted(row.destination for row in rows) == ["archive"] * 3 + ["pacs"] * 6
+    assert sorted(row.destination for row in rows) == ["archive"] * 4 + ["pacs"] * 6
 
 
 def test_what_is_there_refers_only_to_what_is_there(sent: Sent) -> None:
@@ -131,7 +147,22 @@ def test_the_node_keeps_all_forms_and_shows_them(sent: Sent) -> None:
     found = sent.node.get_json(f"/dicom-web/studies/{sent.source.StudyInstanceUID}/series")
     shown = sorted(series["00080060"]["Value"][0] for series in found)
     assert shown == sorted(["US", "SEG", "SEG", "SR", "SR", "OT", "PR", "KO", "DOC"])
-    assert len(sent.node.jobs()) == 1
-    uids = sent.node.jobs()[0]["summary"]["sop_instance_uids"]
+    (job,) = [job for job in sent.node.jobs() if job["state"] == "COMPLETED"]
+    uids = job["summary"]["sop_instance_uids"]
     assert uids["seg"] == sent.at_orthanc["SEG"].SOPInstanceUID
     assert uids["sr"] == sent.at_orthanc["SR"].SOPInstanceUID
+
+
+def test_a_study_that_no_rule_matches_is_told_to_whom_asks_for_it(sent: Sent) -> None:
+    (report,) = sent.told
+    assert sent.told_orthanc == []
+    assert report.StudyInstanceUID == sent.unmatched.StudyInstanceUID
+    texts = [
+        str(item.TextValue) for item in report.ContentSequence[-1].ContentSequence if "TextValue" in item
+    ]
+    assert texts[0].startswith(
+        "Not analysed, no rule asks for it: breast-ultrasound: body part is not BREAST"
+    )
+    workitems = sent.node.get_json("/dicom-web/workitems?ProcedureStepState=CANCELED")
+    assert len(workitems) == 1
+    assert "body part is not BREAST" in sent.node.get("/operator")[1].decode()
