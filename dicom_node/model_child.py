@@ -49,6 +49,12 @@ def segment(
     return {"predictions": [to_plain(prediction) for prediction in predictions]}
 
 
+def spared(name: str, settings: str) -> Plain:
+    """What each graph that is remembered was spared: runs, and how often its answer was known."""
+    serving = getattr(_predictor(name, settings), "serving", None)
+    return {} if serving is None else {graph: vars(each) for graph, each in serving.spared().items()}
+
+
 @functools.cache
 def _predictor(name: str, settings: str) -> Predictor:
     return open_predictor(name, InferenceSettings.model_validate_json(settings))

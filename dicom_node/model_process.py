@@ -79,6 +79,11 @@ class ModelProcess:
         answer = self._ask(model_child.segment, [image.pixels for image in images], vars(prompt), key)
         return self._predictions(answer, images)
 
+    def spared(self) -> dict[str, dict[str, float]]:
+        """How often each graph that is remembered ran, and how often not; raises ModelStopped too."""
+        answer: dict[str, dict[str, float]] = self._ask(model_child.spared)
+        return answer
+
     def _ask(self, function: Callable[..., Any], *arguments: object, wall_s: float | None = None) -> Any:
         if self._child is None:
             raise ModelStopped("the model is not open")

@@ -1,4 +1,4 @@
-"""InferenceSettings: model_repository, execution_providers (in order), threads, max_new_tokens."""
+"""InferenceSettings: model_repository, execution_providers (in order), threads, cache_mb, max_new_tokens."""
 
 from pathlib import Path
 
@@ -21,6 +21,13 @@ class InferenceSettings(BaseModel):
     )
     threads: int = Field(
         0, ge=0, le=1024, description="Threads per engine; 0 means every core of this container."
+    )
+    cache_mb: int = Field(
+        256,
+        ge=0,
+        le=1 << 20,
+        description="What each model remembers of images, in MiB, about 6 an image: the next question about "
+        "them costs no image encoder; 0 means nothing.",
     )
     max_new_tokens: int | None = Field(
         None,

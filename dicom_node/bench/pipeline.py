@@ -14,6 +14,7 @@ import numpy as np
 from pydicom.uid import generate_uid
 
 from dicom_node.attempt import claim_next
+from dicom_node.bench.questions import measure_questions, sentence, unlike
 from dicom_node.completion import complete_studies
 from dicom_node.default_routes import MODEL
 from dicom_node.joblist import list_jobs
@@ -43,13 +44,13 @@ class Round:
 
 def bench_inference(settings: NodeSettings, model: str | None, rounds: int) -> None:
     """Latency of a model package, or of all that are here, on the sample ultrasound: tables, a JSON line."""
-    image, figures = _sample_image(), {}
+    image, reports = _sample_image(), {}
     for info in list_models(settings.inference):
         if model in (None, info.name):
             report = run_benchmark(info.name, settings.inference, repeats=rounds, image=image)
             print_report(report)
-            figures[info.name] = asdict(report)
-    print(json.dumps({"bench": "inference", "packages": figures}))
+            reports[info.name] = asdict(report)
+    print(json.dumps({"bench": "inference", "packages": reports}))
 
 
 def _sample_image() -> Image:
@@ -72,12 +73,17 @@ def bench_pipeline(settings: NodeSettings, model: str | None, rounds: int) -> No
         database = Database(bench_settings.storage.database_url)
         decoders = open_decoders(bench_settings)
         services = job_services(bench_settings, database, models.open, decoders)
-        measured = [_round(bench_settings, services) for _ in range(rounds + 1)][1:]  # the first warms up
+        measured = [_round(bench_settings, services, number) for number in range(rounds + 1)][
+            1:
+        ]  # first: warm
+        asked = measure_questions(models.open(model), _sample_image(), rounds)
         models.close()
         decoders.close()
         database.close()
     _print_table(measured, open_s)
-    print(json.dumps(_figures(measured, model, version) | {"open_model_s": round(open_s, 3)}))
+    print(sentence(asked))
+    more = {"open_model_s": round(open_s, 3), "second_question": asdict(asked)}
+    print(json.dumps(_figures(measured, model, version) | more))
 
 
 def _settings_in(folder: Path, settings: NodeSettings, model: str) -> NodeSettings:
@@ -89,8 +95,8 @@ def _settings_in(folder: Path, settings: NodeSettings, model: str) -> NodeSettin
     )
 
 
-def _round(settings: NodeSettings, services: Services) -> Round:
-    job_id = _receive_one(settings, services)
+def _round(settings: NodeSettings, services: Services, number: int) -> Round:
+    job_id = _receive_one(settings, services, number)
     started = time.perf_counter()
     job = claim_next(services, "bench", settings)
     if job is None or job.job_id != job_id:
@@ -102,9 +108,10 @@ def _round(settings: NodeSettings, services: Services) -> Round:
     return Round(seconds, run_s, row["outcome"])
 
 
-def _receive_one(settings: NodeSettings, services: Services) -> str:
-    """Receive a sample under new UIDs, complete its study, and give the id of its job."""
+def _receive_one(settings: NodeSettings, services: Services, number: int) -> str:
+    """Receive a sample under new UIDs, with pixels of its own; complete its study, give the id of its job."""
     (dataset,) = breast_ultrasound().datasets
+    dataset.PixelData = unlike(dataset.pixel_array, number).tobytes()
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     file = io.BytesIO()

@@ -1,7 +1,7 @@
 """`open_predictor(name)`: the one door dicom_node uses; ONNX Runtime is loaded when it is called."""
 
 import importlib
-from collections.abc import Callable
+from typing import Protocol
 
 from inference.contract import Predictor
 from inference.errors import PackageInvalid
@@ -12,6 +12,7 @@ from inference.runtime.model_repository import (
     open_package,
     package_names,
 )
+from inference.runtime.sim4seg_graphs import OpenEngine
 from inference.settings import InferenceSettings
 
 __all__ = ["FAMILIES", "ModelInfo", "list_models", "open_predictor", "predictor_class"]
@@ -25,6 +26,20 @@ FAMILIES: dict[str, tuple[str, str]] = {
 }
 
 
+class PredictorClass(Protocol):
+    """Opens packages of one family."""
+
+    def __call__(
+        self, package: ModelPackage, settings: InferenceSettings, *, open_engine: OpenEngine | None = None
+    ) -> Predictor:
+        """Open a package plainly, or with engines of one's own: to measure, to compare."""
+        ...
+
+    def served(self, package: ModelPackage, settings: InferenceSettings) -> Predictor:
+        """Open a package as a node does."""
+        ...
+
+
 def open_predictor(name: str, settings: InferenceSettings) -> Predictor:
     """Verify every file of the model package `name`, load its graphs, check them and run each once.
 
@@ -33,11 +48,10 @@ def open_predictor(name: str, settings: InferenceSettings) -> Predictor:
     ModelNotFound, PackageInvalid, PackageTampered, EngineRejected, OutputInvalid
     """
     package = open_package(settings.model_repository, name)
-    predictor: Predictor = predictor_class(package)(package, settings)
-    return predictor
+    return predictor_class(package).served(package, settings)
 
 
-def predictor_class(package: ModelPackage) -> Callable[..., Predictor]:
+def predictor_class(package: ModelPackage) -> PredictorClass:
     """The class that runs packages of this family.
 
     Raises
@@ -53,7 +67,7 @@ def predictor_class(package: ModelPackage) -> Callable[..., Predictor]:
             f"{name} is of the family {family!r}; this version runs {known}. Update the node."
         )
     module, class_name = FAMILIES[family]
-    found: Callable[..., Predictor] = getattr(importlib.import_module(module), class_name)
+    found: PredictorClass = getattr(importlib.import_module(module), class_name)
     return found
 
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -16,15 +16,11 @@ from inference.runtime.acceptance import check_pixels, unsuitable_prediction
 from inference.runtime.engine import Engine, GraphSpec
 from inference.runtime.generate import Floats
 from inference.runtime.model_repository import Manifest, ModelPackage
-from inference.runtime.onnx_engine import OnnxEngine
+from inference.runtime.serving import Serving, on_onnx_runtime
 from inference.runtime.sim4seg_graphs import OpenEngine, open_graphs
 from inference.settings import InferenceSettings
 
 Clock = Callable[[], float]
-LANGUAGE_STEP = "language_step.onnx"
-# One token of a small model: waking a second thread costs more than it brings (76 steps of sim4seg-s on two
-# quiet cores: 71 ms with two threads, 54 ms with one).
-SMALL_STEP_BYTES = 32 << 20
 
 
 class PackagedPredictor(ABC):
@@ -47,11 +43,20 @@ class PackagedPredictor(ABC):
         self.manifest = package.manifest
         self.name, self.version = self.manifest.model.name, self.manifest.model.version
         self.digest = package.digest
+        self.serving: Serving | None = None
         self._clock = clock
         self._read_words(package.read(self.manifest.text.tokenizer), settings)
         specs = self._graph_specs(self.manifest)
         self._take_engines(open_graphs(package, specs, open_engine or on_onnx_runtime(settings)))
         self.warm_up()
+
+    @classmethod
+    def served(cls, package: ModelPackage, settings: InferenceSettings) -> Self:
+        """Open `package` as a node does: see `serving.py`. Raises as the constructor."""
+        serving = Serving(package, settings)
+        predictor = cls(package, settings, open_engine=serving.open_engine)
+        predictor.serving = serving
+        return predictor
 
     @abstractmethod
     def _read_words(self, tokenizer_json: bytes, settings: InferenceSettings) -> None:
@@ -116,17 +121,6 @@ def segment_each(predictor: _Asked, images: Sequence[Image], prompt: Prompt) -> 
         except UnsuitableImage as error:
             predictions.append(unsuitable_prediction(image, str(error), predictor.manifest.region.grid))
     return predictions
-
-
-def on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
-    """Opens graphs on ONNX Runtime as `settings` say; if they leave it, a small step on one thread."""
-
-    def open_engine(name: str, model: bytes) -> Engine:
-        is_small_step = name == LANGUAGE_STEP and len(model) < SMALL_STEP_BYTES
-        threads = settings.threads or int(is_small_step)
-        return OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=threads)
-
-    return open_engine
 
 
 @dataclass

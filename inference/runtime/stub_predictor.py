@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from inference import prompts
 from inference.contract import Diagnosis, Image, Prediction, Prompt
 from inference.errors import DeviceOutOfMemory, InputRejected, PackageInvalid
 from inference.runtime.model_repository import ModelPackage
+from inference.runtime.sim4seg_graphs import OpenEngine
 from inference.settings import InferenceSettings
 
 GRID: Final = 16
@@ -33,7 +34,13 @@ WORDS: Final = re.compile(r"stub ([a-z ]+?)(?: (\d{1,4}(?:\.\d{1,3})?))?")
 class StubPredictor:
     """Predictor of the family `stub`; opened only where the configuration says `inference.test_mode`."""
 
-    def __init__(self, package: ModelPackage, settings: InferenceSettings) -> None:
+    def __init__(
+        self,
+        package: ModelPackage,
+        settings: InferenceSettings,
+        *,
+        open_engine: OpenEngine | None = None,  # noqa: ARG002 - it has no graphs
+    ) -> None:
         if not settings.test_mode:
             raise PackageInvalid(
                 f"{package.manifest.model.name} is a stub for tests: a node runs it only with "
@@ -42,6 +49,11 @@ class StubPredictor:
         self.name, self.version = package.manifest.model.name, package.manifest.model.version
         self.digest = package.digest
         self._folder = package.folder
+
+    @classmethod
+    def served(cls, package: ModelPackage, settings: InferenceSettings) -> Self:
+        """As it is."""
+        return cls(package, settings)
 
     def predict(self, image: Image, prompt: Prompt) -> Prediction:
         """Misbehave as the question says; otherwise the darkest quarter of the grey range.

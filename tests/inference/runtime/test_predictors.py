@@ -10,8 +10,8 @@ from inference.contract import Image, Prediction, Predictor, Prompt
 from inference.errors import EngineRejected, InputRejected, OutputInvalid
 from inference.runtime import open_predictor
 from inference.runtime.onnx_engine import OnnxEngine, available_cores
-from inference.runtime.packaged import on_onnx_runtime
 from inference.runtime.predictors import Sim4SegPredictor
+from inference.runtime.serving import on_onnx_runtime
 from inference.settings import InferenceSettings
 from tests.inference.runtime import tiny_package
 
