@@ -18,6 +18,9 @@ class ExportSpec:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]] = field(default_factory=dict)
+    domains: dict[str, int] = field(
+        default_factory=dict
+    )  # of operators that are not ONNX's, and their version
 
 
 class HasImageEncoder(Protocol):

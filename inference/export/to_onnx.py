@@ -74,6 +74,7 @@ def export_graph(spec: ExportSpec, path: Path) -> None:
             output_names=list(spec.outputs),
             dynamic_axes=spec.dynamic,
             opset_version=OPSET,
+            custom_opsets=spec.domains or None,
             dynamo=False,
         )
 
