@@ -1,7 +1,7 @@
 """5 PREPROCESS. What a radiologist has already said of the study: its own SR, else its descriptions.
 
-The text goes to models that can read a report (MedSeg-R). They take from it only words of a closed
-vocabulary (inference/reports.py); nothing a tag says reaches a model as it stands.
+It is for models that can read a report (MedSeg-R). Only words of a closed vocabulary (inference/reports.py)
+leave this file: nothing a tag says reaches a model as it stands.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Final
 from pydicom import Dataset, dcmread
 
 from dicom_node.frames import UNDECODABLE
+from inference.reports import closed_words
 
 LOG = logging.getLogger(__name__)
 MAX_FILE_BYTES: Final = 1 << 20  # a report is text: what is larger is not read
@@ -21,7 +22,7 @@ DESCRIPTIONS: Final = ("StudyDescription", "SeriesDescription", "ImageComments")
 
 
 def earlier_report(reports: list[Path], image: Dataset) -> str:
-    """The text of the newest of the study's reports that has any, else the descriptions of `image`.
+    """What the newest of the study's reports that has any text says, else the descriptions of `image`.
 
     Parameters
     ----------
@@ -30,10 +31,10 @@ def earlier_report(reports: list[Path], image: Dataset) -> str:
 
     Returns
     -------
-    At most MAX_CHARACTERS characters; "" where nothing is said. A report that cannot be read is passed over.
+    Closed words only; "" where there are none. A report that cannot be read is passed over.
     """
     told = sorted((said for path in reports if (said := _told(path))[1]), reverse=True)
-    return told[0][1] if told else _described(image)
+    return closed_words(told[0][1] if told else _described(image))
 
 
 def _told(path: Path) -> tuple[str, str]:

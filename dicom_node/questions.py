@@ -96,7 +96,7 @@ def request_of(
         raise NotAskable("the series is a result of this node")
     routes = _routes_of(wish.model, settings)
     if not routes:
-        raise BadRequest("no rule of this node uses the model that is asked for")
+        raise BadRequest("this node has no such model to ask, or no rule at all")
     choice = choose_route(attributes_of(tx, series), routes).route
     if choice is None and not wish.query:
         raise NotAskable("no rule of this node matches the series, and there is no query")
@@ -132,12 +132,16 @@ def suggestions(tx: Transaction, series: Sequence[Series], settings: NodeSetting
 
 def _require_model(model: str, settings: NodeSettings) -> None:
     if not _routes_of(model, settings):
-        known = ", ".join(sorted({route.model for route in settings.routes})) or "none"
-        raise QuestionRefused(f"no rule of this node uses that model; its models: {known}")
+        known = ", ".join(settings.models) or "none"
+        raise QuestionRefused(f"this node has no such model to ask; its models: {known}")
 
 
 def _routes_of(model: str, settings: NodeSettings) -> list[Route]:
-    return [route for route in settings.routes if model in ("", route.model)]
+    """The rules that use a model; all, if none is named or it is there for questions only."""
+    own = [route for route in settings.routes if model in ("", route.model)]
+    if own or model not in settings.questions.models:
+        return own
+    return [route.model_copy(update={"model": model}) for route in settings.routes]
 
 
 def _series_of(tx: Transaction, question: Question, wish: Wish, settings: NodeSettings) -> list[Series]:
@@ -154,7 +158,7 @@ def _series_of(tx: Transaction, question: Question, wish: Wish, settings: NodeSe
     rule = _rule_of(tx, first, wish, settings)
     if rule is None or rule.target != VENTRICLE:
         return [first]
-    others = [each for each in found if each is not first and _rule_of(tx, each, wish, settings) is rule]
+    others = [each for each in found if each is not first and _rule_of(tx, each, wish, settings) == rule]
     return [first, *others]
 
 

@@ -30,6 +30,7 @@ from dicom_node.settings_work import (
     JobSettings,
     LimitSettings,
     LogSettings,
+    QuestionSettings,
     RetentionSettings,
     ServeSettings,
     SweepSettings,
@@ -80,6 +81,9 @@ class NodeSettings(BaseSettings):
         default_factory=RetentionSettings, description="How long studies are kept."
     )
     jobs: JobSettings = Field(default_factory=JobSettings, description="How jobs are run.")
+    questions: QuestionSettings = Field(
+        default_factory=QuestionSettings, description="What a person may ask."
+    )
     delivery: DeliverySettings = Field(default_factory=DeliverySettings, description="How results are sent.")
     inference: InferenceSettings = Field(
         default_factory=InferenceSettings, description="Models and how they run."
@@ -93,6 +97,11 @@ class NodeSettings(BaseSettings):
         default=DEFAULT_ROUTES,
         description="Rules that choose model and question; the first that matches a series wins.",
     )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that may be asked for: those of the rules first, each once."""
+        return tuple(dict.fromkeys([*(route.model for route in self.routes), *self.questions.models]))
 
     @classmethod
     def settings_customise_sources(

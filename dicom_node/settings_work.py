@@ -146,6 +146,15 @@ class JobSettings(Section):
     )
 
 
+class QuestionSettings(Section):
+    """What a person may ask."""
+
+    models: tuple[str, ...] = Field(
+        default=("prs-med-s",),
+        description="Models that can be asked by name, beside those of the rules; for questions only.",
+    )
+
+
 class DeliverySettings(Section):
     """How results are sent to destinations."""
 

@@ -22,8 +22,8 @@ class Image:
 class Prompt:
     """The clinical question asked of the image, never text from DICOM attributes; and an earlier report.
 
-    `report` may be any text. A model that can use one (MedSeg-R) takes only words of a closed vocabulary
-    from it (`inference.reports`); the others leave it alone.
+    `report` is for models that can read one (MedSeg-R), which take from it only the closed vocabulary of
+    `inference.reports`; the others leave it alone.
     """
 
     query: str

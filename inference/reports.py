@@ -96,6 +96,15 @@ def extract_priors(report: str) -> Priors:
     return Priors(_location(text), _texture(text), _shape(text))
 
 
+def closed_words(report: str) -> str:
+    """What a report says in words of the closed vocabulary alone; "" where it says nothing of it.
+
+    `extract_priors` finds the same in it as in the report itself.
+    """
+    priors = extract_priors(report)
+    return ", ".join(text for text in (priors.location, priors.shape, priors.texture) if text)
+
+
 def _location(text: str) -> str | None:
     zone = _first(text, ZONE_WORDS, r" (?:part |quadrant |third )?of the (?:image|picture|frame)\b")
     return f"in the {zone} of the image" if zone else None

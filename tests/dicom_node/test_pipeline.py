@@ -201,9 +201,9 @@ def test_the_study_s_own_report_is_told_to_the_model(services: Services) -> None
 
     listening = replace(services, open_predictor=lambda _name: Listening())
     run_job(job, listening)
-    assert told == [Prompt(QUERY, "An oval mass.")]
+    assert told == [Prompt(QUERY, "oval")]
     run_job(claim_new(services, source, version=2), listening)
-    assert {prompt.report for prompt in told} == {"An oval mass."}  # never what this node has said itself
+    assert {prompt.report for prompt in told} == {"oval"}  # never what this node has said itself
 
 
 def test_running_the_same_again_stores_nothing_twice(services: Services) -> None:

@@ -11,6 +11,7 @@ from inference.reports import (
     FIELDS,
     PRIOR_TOKENS,
     Priors,
+    closed_words,
     encode_priors,
     extract_priors,
     priors_of,
@@ -75,3 +76,21 @@ def test_tokens_of_each_field() -> None:
     assert not ids[1].any()
     assert (ids[2] > 0).all()
     assert ids.dtype == np.int64
+
+
+@pytest.mark.parametrize("location", [None, *(f"in the {zone} of the image" for zone in ZONES)])
+@pytest.mark.parametrize(
+    "shape", [None, "round", "with a irregular margin", "oval with a slightly irregular margin"]
+)
+@pytest.mark.parametrize(
+    "texture", [None, "heterogeneous", "similar to its surroundings and moderately heterogeneous"]
+)
+def test_closed_words_say_the_same_as_the_report(
+    location: str | None, shape: str | None, texture: str | None
+) -> None:
+    priors = Priors(location, texture, shape)
+    report = f"Mammary sonogram. {write_report('breast ultrasound image', priors)} BI-RADS 4."
+    words = closed_words(report)
+    assert extract_priors(words) == extract_priors(report)
+    assert closed_words(words) == words
+    assert "sonogram" not in words

@@ -95,6 +95,12 @@ def test_a_question_is_answered_and_seen_in_the_viewer(ask, client, work, databa
     assert "Canary" not in client.get(url).text
 
 
+def test_a_model_for_questions_only_can_be_asked_by_name(ask, database):
+    assert ask(model="prs-med-s").status_code == 202
+    (job,) = jobs(database)
+    assert (job.model, job.target) == ("prs-med-s", "lesion")
+
+
 def test_only_what_was_typed_reaches_the_model(ask, work, predictor):
     asked = []
     predict, segment = predictor.predict, predictor.segment
