@@ -350,7 +350,7 @@ def start_from(learner: Learner, path: Path) -> None:
     for part in parts:
         found = with_prefix(tensors, f"{part}." if is_segmenter else f"model.{part}.")
         load_into(getattr(learner.model, part), found)
-    if not is_segmenter:
+    if "map_offset" in tensors:  # a restored package has not what only training needs: that begins anew
         load_into(learner.label_head, with_prefix(tensors, "label_head."))
         learner.map_offset.data.copy_(tensors["map_offset"])
 

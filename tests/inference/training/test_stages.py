@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from inference.datasets.frames import open_frames
 from inference.datasets.m3ds import load_records
 from inference.datasets.sample import M3dsSampler, collate, frame_sample
+from inference.models.checkpoints import save_tensors
 from inference.models.lite_trunk import TrunkConfig
 from inference.models.lvlm import LanguageConfig, TinyTowerConfig
 from inference.models.sam import DecoderConfig
@@ -106,6 +107,15 @@ def test_a_run_goes_on_where_it_stopped(bench: Bench, tmp_path: Path) -> None:
     start_from(start.learner, tmp_path / "weights.safetensors")
     encoder = start.learner.model.image_encoder.state_dict()
     assert all(torch.equal(encoder[name], again.average[f"image_encoder.{name}"]) for name in encoder)
+
+
+def test_a_restored_package_can_be_trained_on(bench: Bench, tmp_path: Path) -> None:
+    made, stage = JointStage(bench, TINY), JointStage(bench, TINY)
+    whole = {f"model.{name}": value for name, value in made.learner.model.state_dict().items()}
+    save_tensors(tmp_path / "restored.safetensors", whole, {})  # no label head, no offset of the map
+    stage.begin({"freeze_image_encoder": True}, [tmp_path / "restored.safetensors"])
+    taken = stage.learner.model.state_dict()
+    assert all(torch.equal(taken[name.removeprefix("model.")], value) for name, value in whole.items())
 
 
 def test_phases_follow_the_clock(bench: Bench, tmp_path: Path) -> None:
