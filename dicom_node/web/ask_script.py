@@ -1,4 +1,4 @@
-"""The two scripts of the panel: what it does with an answer, and the button that opens it beside OHIF."""
+"""The scripts of the panel and of OHIF's page: what is done with an answer, and the button that opens it."""
 
 from typing import Final
 
@@ -105,6 +105,19 @@ PANEL_SCRIPT: Final = """"use strict";
 """
 
 VIEWER_SCRIPT: Final = """"use strict";
+(() => {
+  // A SEG that a link opens gives its viewport to the images; what the old viewport still waited for then
+  // fails, and OHIF 3.13 tells the reader that something went wrong, though nothing did.
+  const IS_REPLACED = /^The stack viewport has been destroyed/;
+  for (const kind of ["error", "unhandledrejection"]) {
+    window.addEventListener(kind, (event) => {
+      const told = event.reason ?? event.error;
+      if (!IS_REPLACED.test(told?.message ?? "")) return;
+      event.stopImmediatePropagation();
+      event.preventDefault();
+    }, true);
+  }
+})();
 (() => {
   const LOOK_MS = 500;
   const button = document.createElement("button");

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from dicom_node.errors import NotFound
+from dicom_node.product import MANUFACTURER
 from dicom_node.web.services import DICOM_WEB, RESEARCH_USE, services_of
 
 CONTENT_TYPES: Final = {
@@ -50,6 +51,29 @@ VIEWER_POLICY: Final = (
     "frame-ancestors 'self'"
 )
 """OHIF has inline scripts, compiles functions at run time (cwise) and starts workers from blobs."""
+OUTLINES: Final = f"""\
+// OHIF 3.13 takes the distance of rows for that of columns as it draws outlines of a report, and so draws
+// them beside their region where pixels are not square. Ours are given so that they come out right; its own
+// are written with the same mistake, and left alone.
+window.config.customizationService.onBeforeSRAddMeasurement = {{
+  $set: ({{ measurement, SeriesInstanceUID }}) => {{
+    const sets = window.services.displaySetService.getActiveDisplaySets();
+    const report = sets.find((each) => each.SeriesInstanceUID === SeriesInstanceUID);
+    if (report?.instance?.Manufacturer !== {json.dumps(MANUFACTURER)}) return measurement;
+    for (const coords of measurement.coords) {{
+      const uid = coords.ReferencedSOPSequence?.ReferencedSOPInstanceUID;
+      const image = sets.flatMap((each) => each.instances ?? []).find((each) => each.SOPInstanceUID === uid);
+      const plane = image && window.cornerstone.metaData.get("imagePlaneModule", image.imageId);
+      if (!plane?.rowPixelSpacing || !plane.columnPixelSpacing || coords.isPlaced) continue;
+      const factor = plane.columnPixelSpacing / plane.rowPixelSpacing;
+      const factors = [factor, 1 / factor];
+      coords.GraphicData = Array.from(coords.GraphicData, (at, i) => 0.5 + (at - 0.5) * factors[i % 2]);
+      coords.isPlaced = true;
+    }}
+    return measurement;
+  }},
+}};
+"""
 ASK_BUTTON: Final = '<script src="/ask/viewer.js" defer></script>'
 NO_VIEWER_PAGE: Final = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SIM4SEG node</title></head>
@@ -65,7 +89,7 @@ NO_VIEWER_PAGE: Final = f"""<!doctype html>
 def app_config(request: Request) -> Response:
     """Answer GET /app-config.js."""
     del request
-    script = f"window.config = {json.dumps(_configuration(), indent=2)};\n"
+    script = f"window.config = {json.dumps(_configuration(), indent=2)};\n{OUTLINES}"
     return Response(script, 200, {"Cache-Control": "no-cache"}, "text/javascript; charset=utf-8")
 
 

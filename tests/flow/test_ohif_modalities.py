@@ -14,13 +14,10 @@ from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page
 from pydicom.uid import generate_uid
 
-from dicom_node.analysis import analyse
-from dicom_node.reading import AnalysisRequest
 from dicom_node.web.app import build_app
 from dicom_node.web.processes import listening_socket, server_of
 from storage.database import Database, upgrade
 from storage.index import Origin
-from tests import builders
 from tests.dicom_node.dimse.instances import make_settings
 from tests.doors import make_receiver
 from tests.flow.conftest import OHIF
@@ -122,22 +119,6 @@ def test_a_real_study_is_shown_without_an_error(site: Site, page: Page, shared_d
     address = site.show([shared_data / "data" / "dicom" / file for file in FILES[name]])
     open_study(page, address)
     until(lambda: is_drawn(page), f"the image of {name}", limit_s=120, pause_s=1.0)
-    time.sleep(2)  # what else the page asks for
-    assert console.errors == []
-
-
-def test_our_own_results_are_shown_without_an_error(site: Site, page: Page, tmp_path: Path) -> None:
-    """Images with our SEG and SR, by the code of the pipeline; test_ohif.py has the overlay on."""
-    masks = [builders.make_ellipse((120, 160), (60, 80), (radius, radius + 6)) for radius in (20, 30, 25)]
-    stack = builders.make_stack(masks)
-    (tmp_path / "source").mkdir()
-    source = builders.as_loaded(tmp_path / "source", stack)
-    result = analyse(source, builders.MaskPredictor(), AnalysisRequest("Outline the breast lesion."))
-    console = Console()
-    console.listen(page)
-    address = site.show(builders.write_datasets(tmp_path, [*stack, *result.segmentations, result.report]))
-    open_study(page, address)
-    until(lambda: is_drawn(page), "our own images", limit_s=120, pause_s=1.0)
     time.sleep(2)  # what else the page asks for
     assert console.errors == []
 

@@ -94,8 +94,9 @@ def test_the_configuration_is_ours(client):
     answer = client.get("/app-config.js")
     assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
     assert answer.headers["cache-control"] == "no-cache"
-    script = answer.text.strip()
-    configuration = json.loads(script.removeprefix("window.config = ").removesuffix(";"))
+    settings, _, script = answer.text.partition(";\n")
+    configuration = json.loads(settings.removeprefix("window.config = "))
+    assert "onBeforeSRAddMeasurement" in script  # tests/flow/test_overlay_in_ohif.py has what it does
     (source,) = configuration["dataSources"]
     assert configuration["defaultDataSourceName"] == source["sourceName"]
     assert source["configuration"]["qidoRoot"] == source["configuration"]["wadoRoot"] == "/dicom-web"
