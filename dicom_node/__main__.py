@@ -105,6 +105,10 @@ def _add_operations(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         models,
         "the model packages and whether their files are the ones they were made with",
     )
+    prepare_parser = _add(commands, "prepare", prepare, "measure which engines run the models best here")
+    prepare_parser.add_argument("models", nargs="*", metavar="MODEL", help="packages; otherwise the rules'")
+    prepare_parser.add_argument("--rounds", type=int, default=5, help="measured images of each engine")
+    prepare_parser.add_argument("--json", action="store_true", help="one JSON document")
     _add(commands, "doctor", doctor, "what is wrong with this installation, and what to do")
     echo_parser = _add(commands, "echo", echo, "C-ECHO to a destination or peer")
     echo_parser.add_argument("peer", help="name of a destination or peer, or AE_TITLE@HOST:PORT")
@@ -369,6 +373,18 @@ def models(options: argparse.Namespace) -> int:
     for model in found:
         print(f"{model.name:<24} {model.version:<10} {model.problem or 'ok'}")
     return EXIT_FAILED if any(model.problem for model in found) else 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Prepare the engines that inference.engines = "prepared" will run."""
+    from dicom_node.prepare import prepare_models, table_of
+
+    made = prepare_models(_settings(options), options.models, max(1, options.rounds))
+    if options.json:
+        print(_json([each.evidence.model_dump(mode="json") for each in made]))
+    else:
+        print("\n".join(f"{table_of(each.evidence)}\n  kept in {each.folder}" for each in made))
+    return 0
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -119,12 +119,15 @@ class NodeSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _place_storage_under_home(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Database and files are absolute; what is not given lies under `home`."""
+        """Database, files and engines are absolute; what is not given lies under `home`."""
         home = Path(data["home"])
         storage = dict(data.get("storage") or {})
         storage["files_root"] = home / storage.get("files_root", "files")
         storage.setdefault("database_url", f"sqlite:///{home / 'node.sqlite'}")
-        return {**data, "storage": storage}
+        inference = data.get("inference") or {}
+        if isinstance(inference, dict):
+            inference = {"prepared_root": home / "engines", **inference}
+        return {**data, "storage": storage, "inference": inference}
 
     @model_validator(mode="after")
     def _instances_fit_the_bucket(self) -> Self:

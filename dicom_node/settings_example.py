@@ -26,6 +26,7 @@ EXAMPLES: dict[str, Any] = {
     "port": 4242,
     "database_url": "sqlite:///HOME/node.sqlite",
     "files_root": "HOME/files",
+    "prepared_root": "HOME/engines",
     "ohif_root": "/opt/ohif",
     "max_new_tokens": 128,
     "max_associations_per_address": 16,

@@ -1,6 +1,7 @@
 """InferenceSettings: model_repository, execution_providers (in order), threads, cache_mb, max_new_tokens."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +20,12 @@ class InferenceSettings(BaseModel):
         min_length=1,
         description="ONNX Runtime execution providers, most wanted first.",
     )
+    engines: Literal["plain", "prepared"] = Field(
+        "plain",
+        description="plain: graphs run on the execution providers above; prepared: as `dicom-node prepare` "
+        "found best and equal on this machine, and the node is not ready until it has.",
+    )
+    prepared_root: Path | None = Field(None, description="Folder of the prepared engines.")
     threads: int = Field(
         0, ge=0, le=1024, description="Threads per engine; 0 means every core of this container."
     )

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from inference.errors import DeviceOutOfMemory, EngineRejected, InferenceError, OutputInvalid
+from inference.runtime.binding import BoundRuns
 from inference.runtime.engine import Array, Tensors, TensorSpec
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +38,21 @@ _DTYPES: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class SessionExtras:
+    """What a prepared engine asks of ONNX Runtime beyond the plain one."""
+
+    is_spinning: bool = False  # idle threads wait busily
+    is_optimised: bool = False  # the graph was optimised and saved on this machine
+    save_to: Path | None = None  # where to save the graph once it is optimised
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of execution providers, by name
+    bound_to: str = ""  # inputs and outputs live on this device: "cuda", "cpu"; "" is ONNX Runtime's choice
+    is_graph_captured: bool = False  # where no shape varies
+
+
+PLAINLY = SessionExtras()
+
+
 class OnnxEngine:
     """One ONNX graph in one inference session; safe to call from several threads."""
 
@@ -47,6 +64,7 @@ class OnnxEngine:
         execution_providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int = 0,
         profile_prefix: Path | None = None,
+        extras: SessionExtras = PLAINLY,
     ) -> None:
         """Load `model` (the bytes of an ONNX file, weights inside).
 
@@ -57,12 +75,13 @@ class OnnxEngine:
         """
         self.name = name
         wanted = _available(name, execution_providers)
-        options = session_options(threads)
+        options = session_options(threads, extras)
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile_prefix)
+        providers = [(provider, dict(extras.options.get(provider, {}))) for provider in wanted]
         try:
-            self._session = ort.InferenceSession(model, sess_options=options, providers=wanted)
+            self._session = ort.InferenceSession(model, sess_options=options, providers=providers)
         except _ORT_ERRORS as error:
             raise EngineRejected(
                 f"ONNX Runtime cannot load {name}: {_one_line(error)}. Export it again."
@@ -77,6 +96,13 @@ class OnnxEngine:
             node.name: _spec(node) for node in self._session.get_outputs()
         }
         self._output_names = list(self.outputs)
+        self._bound = self._bind(extras)
+
+    def _bind(self, extras: SessionExtras) -> BoundRuns | None:
+        if not extras.bound_to:
+            return None
+        captured = extras.is_graph_captured
+        return BoundRuns(self._session, self.outputs, extras.bound_to, is_graph_captured=captured)
 
     def run(self, feeds: Tensors) -> dict[str, Array]:
         """Every output by name, for one input of each name.
@@ -88,7 +114,10 @@ class OnnxEngine:
             If ONNX Runtime could not finish, e.g. because shapes do not meet.
         """
         try:
-            values = self._session.run(self._output_names, dict(feeds))
+            if self._bound is not None:
+                values = self._bound.run(feeds)
+            else:
+                values = self._session.run(self._output_names, dict(feeds))
         except _ORT_ERRORS as error:
             raise _run_error(self.name, error) from error
         return dict(zip(self._output_names, (np.asarray(value) for value in values), strict=True))
@@ -102,7 +131,7 @@ class OnnxEngine:
         return Path(self._session.end_profiling())
 
 
-def session_options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int, extras: SessionExtras = PLAINLY) -> ort.SessionOptions:
     """Options for a shared machine: `threads` within an operator, operators in sequence, no spinning."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
@@ -111,9 +140,13 @@ def session_options(threads: int) -> ort.SessionOptions:
     # The key-value cache grows by one each step: a memory pattern per shape would never be met again.
     options.enable_mem_pattern = False
     # Spinning idle threads took 3 CPU seconds in the second after one request (spec/inference.md 2).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(extras.is_spinning)))
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if extras.is_optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if extras.save_to is not None:
+        options.optimized_model_filepath = str(extras.save_to)
     return options
 
 

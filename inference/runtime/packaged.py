@@ -47,7 +47,9 @@ class PackagedPredictor(ABC):
         self._clock = clock
         self._read_words(package.read(self.manifest.text.tokenizer), settings)
         specs = self._graph_specs(self.manifest)
-        self._take_engines(open_graphs(package, specs, open_engine or on_onnx_runtime(settings)))
+        engines = open_graphs(package, specs, open_engine or on_onnx_runtime(settings))
+        self.image_encoder = engines.get("image_encoder")  # None where the graph is not one of its own
+        self._take_engines(engines)
         self.warm_up()
 
     @classmethod

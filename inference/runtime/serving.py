@@ -1,11 +1,17 @@
 """How the graphs of a package are opened to serve: images are remembered, and what was spared is counted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from inference.errors import EngineRejected
 from inference.runtime.context_store import ContextStore, RememberingEngine
 from inference.runtime.engine import Engine
+from inference.runtime.engine_plan import CPU, TENSORRT, EnginePlan
 from inference.runtime.model_repository import ModelPackage
-from inference.runtime.onnx_engine import OnnxEngine
+from inference.runtime.onnx_engine import OnnxEngine, SessionExtras
+from inference.runtime.prepared import find_prepared
+from inference.runtime.provider_options import provider_chain
 from inference.runtime.sim4seg_graphs import OpenEngine
 from inference.settings import InferenceSettings
 
@@ -33,9 +39,16 @@ class Serving:
     """Opens the graphs of one package for a node, and says what became of what they were asked."""
 
     def __init__(self, package: ModelPackage, settings: InferenceSettings) -> None:
+        """Choose how: prepared engines are looked for, the plain ones need nothing.
+
+        Raises
+        ------
+        EngineRejected
+            If prepared engines are asked for and there are none, or plain ones that would have to be built.
+        """
         self.store = ContextStore(settings.cache_mb * MIB)
-        self._identity = f"{package.digest} {' '.join(settings.execution_providers)}"
-        self._open = on_onnx_runtime(settings)
+        self._open, runs_on = _chosen(package, settings)
+        self._identity = f"{package.digest} {runs_on}"
         self._remembering: dict[str, RememberingEngine] = {}
 
     def open_engine(self, name: str, model: bytes) -> Engine:
@@ -59,12 +72,58 @@ class Serving:
         }
 
 
+def _chosen(package: ModelPackage, settings: InferenceSettings) -> tuple[OpenEngine, str]:
+    """How the graphs of `package` are opened, and in words."""
+    if settings.engines == "plain":
+        if TENSORRT in settings.execution_providers:
+            raise EngineRejected(
+                f"{package.manifest.model.name}: TensorRT engines are built before the node starts, never in "
+                'it: set inference.engines = "prepared" and run `dicom-node prepare`.'
+            )
+        return on_onnx_runtime(settings), " ".join(settings.execution_providers)
+    prepared = find_prepared(package, settings)
+    plan = prepared.evidence.winner
+    return on_plan(settings, plan, prepared.graph, prepared.built), plan.name
+
+
 def on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
-    """Opens graphs on ONNX Runtime as `settings` say; if they leave it, a small step on one thread."""
+    """Opens graphs on ONNX Runtime as `settings` say; if they leave it, a small step on one thread.
+
+    The plain engine: nothing is kept from one start to the next.
+    """
 
     def open_engine(name: str, model: bytes) -> Engine:
-        is_small_step = name == LANGUAGE_STEP and len(model) < SMALL_STEP_BYTES
-        threads = settings.threads or int(is_small_step)
+        threads = threads_for(name, model, settings.threads)
         return OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=threads)
 
     return open_engine
+
+
+def on_plan(
+    settings: InferenceSettings, plan: EnginePlan, saved: Callable[[str], bytes], built: Path
+) -> OpenEngine:
+    """Opens graphs as `plan` says; `saved` gives optimised graphs, in `built` TensorRT keeps its engines."""
+    chain = provider_chain(plan, built)
+
+    def open_engine(name: str, model: bytes) -> Engine:
+        return OnnxEngine(
+            name,
+            saved(name) if plan.is_saved else model,
+            execution_providers=[provider for provider, _ in chain],
+            threads=threads_for(name, model, plan.threads or settings.threads),
+            extras=SessionExtras(
+                is_spinning=plan.is_spinning,
+                is_optimised=plan.is_saved,
+                options=dict(chain),
+                bound_to="" if plan.provider == CPU else "cuda",
+                is_graph_captured=plan.is_graph_captured,
+            ),
+        )
+
+    return open_engine
+
+
+def threads_for(name: str, model: bytes, asked: int) -> int:
+    """Threads of one engine; 0 is every core."""
+    is_small_step = name == LANGUAGE_STEP and len(model) < SMALL_STEP_BYTES
+    return asked or int(is_small_step)
