@@ -18,7 +18,7 @@ from dicom_node.product import MANUFACTURER
 RESEARCH_USE: Final = "Research use only. Not a medical device."
 NAMESPACE: Final = uuid.UUID("6b1f5f0e-7f0a-5d0c-9e5a-3a54c7a1d9b2")
 RESULTS_VERSION: Final = (
-    "2"  # raise it when the same inputs shall give other objects, so that UIDs change too
+    "3"  # raise it when the same inputs shall give other objects, so that UIDs change too
 )
 UNKNOWN_DATE, UNKNOWN_TIME = "19000101", "000000"
 UTF8: Final = "ISO_IR 192"

@@ -42,6 +42,15 @@ class InferenceSettings(BaseModel):
         le=4096,
         description="Longest answer in tokens; empty means the model package's own limit.",
     )
+    reasoning_paths: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Answers that Sim4Seg chooses one of (test-time scaling); 4 cost 1.5 times one.",
+    )
+    regions_per_path: int = Field(
+        2, ge=1, le=8, description="Region prompts tried for each answer, where there are several answers."
+    )
     test_mode: bool = Field(
         default=False,
         description="Let packages of the family `stub` run, whose results mean nothing: for tests of a node.",

@@ -17,6 +17,8 @@ from inference.settings import InferenceSettings
 
 __all__ = ["FAMILIES", "ModelInfo", "list_models", "open_predictor", "predictor_class"]
 
+SCALABLE = "sim4seg"  # the family whose answers can be drawn several times
+
 # family in model.toml -> (module, class), imported on demand
 FAMILIES: dict[str, tuple[str, str]] = {
     "sim4seg": ("inference.runtime.predictors", "Sim4SegPredictor"),
@@ -43,12 +45,19 @@ class PredictorClass(Protocol):
 def open_predictor(name: str, settings: InferenceSettings) -> Predictor:
     """Verify every file of the model package `name`, load its graphs, check them and run each once.
 
+    With several `reasoning_paths` a Sim4Seg package answers by test-time scaling.
+
     Raises
     ------
     ModelNotFound, PackageInvalid, PackageTampered, EngineRejected, OutputInvalid
     """
     package = open_package(settings.model_repository, name)
-    return predictor_class(package).served(package, settings)
+    predictor = predictor_class(package).served(package, settings)
+    if settings.reasoning_paths == 1 or package.manifest.model.family != SCALABLE:
+        return predictor
+    scaling = importlib.import_module("inference.runtime.scaling")
+    scaled: Predictor = scaling.scaled(predictor, settings)
+    return scaled
 
 
 def predictor_class(package: ModelPackage) -> PredictorClass:

@@ -10,6 +10,7 @@ among the paths that voted for that diagnosis. The paper's choice by the truth i
 """
 
 import functools
+import hashlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from inference.runtime.acceptance import refuse_another_kind, refuse_unsuitable
 from inference.runtime.generate import Answer, Floats, Sampling, generate_paths
 from inference.runtime.packaged import Stopwatch, segment_each
 from inference.runtime.predictors import Drawing, Region, Sim4SegPredictor
+from inference.settings import InferenceSettings
 
 Cells = NDArray[np.bool_]
 SHIFTS = ((0, 1), (1, 0), (0, -1), (-1, 0))
@@ -71,7 +73,10 @@ class ScaledPredictor:
         self.predictor = predictor
         self.scaling = scaling or Scaling()
         self.manifest = predictor.manifest
-        self.name, self.version, self.digest = predictor.name, predictor.version, predictor.digest
+        # Another way to answer gives other results: they need another identity.
+        mark = f"{self.scaling.paths}x{self.scaling.regions}"
+        self.name, self.version = predictor.name, f"{predictor.version}+{mark}"
+        self.digest = hashlib.sha256(f"{predictor.digest} {self.scaling}".encode()).hexdigest()
 
     def predict(self, image: Image, prompt: Prompt) -> Prediction:
         """The answer and the mask chosen among all candidates.
@@ -165,6 +170,11 @@ class ScaledPredictor:
             )
             for i, one in enumerate(masks)
         ]
+
+
+def scaled(predictor: Sim4SegPredictor, settings: InferenceSettings) -> ScaledPredictor:
+    """`predictor` with as many paths and regions as `settings` say."""
+    return ScaledPredictor(predictor, Scaling(settings.reasoning_paths, settings.regions_per_path))
 
 
 def vote(labels: Sequence[str | None], weights: Sequence[float]) -> str | None:

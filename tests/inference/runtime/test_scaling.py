@@ -6,6 +6,7 @@ import pytest
 from inference.contract import Diagnosis, Image, Prompt
 from inference.errors import UnsuitableImage
 from inference.runtime import open_predictor
+from inference.runtime.model_repository import open_package
 from inference.runtime.predictors import Region, Sim4SegPredictor
 from inference.runtime.scaling import (
     ScaledPredictor,
@@ -106,3 +107,21 @@ def test_candidates_of_a_real_package(predictor: Sim4SegPredictor) -> None:
     assert np.array_equal(oracle_mask(made, truth), truth)  # the undisturbed candidate is the plain mask
     with pytest.raises(UnsuitableImage):
         scaled.predict(Image(np.zeros((50, 50, 3), np.uint8)), Prompt("q"))
+
+
+def test_a_node_can_be_told_to_take_several_paths() -> None:
+    plain = open_predictor("sim4seg-s", InferenceSettings(threads=1))
+    several = open_predictor("sim4seg-s", InferenceSettings(threads=1, reasoning_paths=2, regions_per_path=3))
+    assert isinstance(several, ScaledPredictor)
+    assert several.version == f"{plain.version}+2x3"
+    assert (several.name, len(several.digest)) == (plain.name, 64)
+    other = ScaledPredictor(several.predictor, Scaling(2, 2))
+    assert len({plain.digest, several.digest, other.digest}) == 3  # results of each have UIDs of their own
+    prediction = several.predict(breast_ultrasound((300, 360), (0.4, 0.5), (45, 60)), PROMPT)
+    assert prediction.is_well_formed
+    assert prediction.mask.any()
+
+
+def test_only_sim4seg_takes_several_paths() -> None:
+    other = open_predictor("medseg-r-s", InferenceSettings(threads=1, reasoning_paths=4))
+    assert other.version == open_package(PACKAGES, "medseg-r-s").manifest.model.version
