@@ -12,6 +12,7 @@ from dicom_node.outcomes import end_without_result
 from dicom_node.pipeline import Services
 from dicom_node.settings import NodeSettings
 from inference.errors import (
+    DeadlinePassed,
     DeviceOutOfMemory,
     InferenceError,
 )
@@ -118,5 +119,5 @@ def _report_end(tx: Transaction, services: Services, job: ClaimedJob | Job, reas
 
 
 def _is_terminal(error: Exception) -> bool:
-    """Say whether another attempt would end the same way: inference is deterministic, memory is not."""
-    return isinstance(error, InferenceError) and not isinstance(error, DeviceOutOfMemory)
+    """Say whether another attempt would end the same way: inference does, memory and time do not."""
+    return isinstance(error, InferenceError) and not isinstance(error, DeviceOutOfMemory | DeadlinePassed)

@@ -9,6 +9,7 @@ InferenceError
  |    +-- UnsuitableImage   blank, noise, too small, of another kind: the sentence says which
  +-- OutputInvalid      an engine gave numbers that cannot be right
  +-- DeviceOutOfMemory  the device had no memory left; later it may have
+ +-- DeadlinePassed     its turn did not come in time; nothing was run
 """
 
 
@@ -46,3 +47,7 @@ class OutputInvalid(InferenceError):
 
 class DeviceOutOfMemory(InferenceError):
     """The device had no memory left; the same run may succeed later."""
+
+
+class DeadlinePassed(InferenceError):
+    """There was more urgent work than time; the same run may succeed later."""

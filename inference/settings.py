@@ -29,6 +29,16 @@ class InferenceSettings(BaseModel):
     threads: int = Field(
         0, ge=0, le=1024, description="Threads per engine; 0 means every core of this container."
     )
+    max_batch: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Images that an engine runs together, where graph and jobs.at_once allow it; "
+        "on a processor 1 is best.",
+    )
+    max_delay_ms: float = Field(
+        2.0, ge=0, le=1000, description="Longest wait of an image for company, in milliseconds."
+    )
     cache_mb: int = Field(
         256,
         ge=0,

@@ -49,6 +49,12 @@ class ContextStore:
                 self.held_bytes -= _size(gone)
         return kept
 
+    def forget(self) -> None:
+        """Give all memory back."""
+        with self._lock:
+            self._held.clear()
+            self.held_bytes = 0
+
     def digest_of(self, value: Array) -> bytes:
         """sha256 of the values; of the array just asked about it is known, for two graphs see one image."""
         weak, digest = getattr(self._digested, "last", (None, b""))

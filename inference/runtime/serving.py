@@ -1,21 +1,24 @@
 """How the graphs of a package are opened to serve: images are remembered, and what was spared is counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from inference.errors import EngineRejected
+from inference.runtime.batcher import DeviceTurn, MicroBatcher
 from inference.runtime.context_store import ContextStore, RememberingEngine
-from inference.runtime.engine import Engine
+from inference.runtime.engine import Array, Engine, TensorSpec
 from inference.runtime.engine_plan import CPU, TENSORRT, EnginePlan
 from inference.runtime.model_repository import ModelPackage
 from inference.runtime.onnx_engine import OnnxEngine, SessionExtras
 from inference.runtime.prepared import find_prepared
 from inference.runtime.provider_options import provider_chain
-from inference.runtime.sim4seg_graphs import OpenEngine
 from inference.settings import InferenceSettings
 
 MIB = 1 << 20
+OpenOnnxEngine = Callable[[str, bytes], OnnxEngine]
 LANGUAGE_STEP = "language_step.onnx"
 # One token of a small model: waking a second thread costs more than it brings (76 steps of sim4seg-s on two
 # quiet cores: 71 ms with two threads, 54 ms with one).
@@ -48,6 +51,8 @@ class Serving:
         """
         self.store = ContextStore(settings.cache_mb * MIB)
         self._open, runs_on = _chosen(package, settings)
+        self._turn = DeviceTurn(self.store.forget)
+        self._settings = settings
         self._identity = f"{package.digest} {runs_on}"
         self._remembering: dict[str, RememberingEngine] = {}
 
@@ -58,11 +63,27 @@ class Serving:
         ------
         EngineRejected
         """
-        engine = self._open(name, model)
+        engine: Engine = self._batched(name, model)
         if name not in REMEMBERED:
             return engine
         self._remembering[name] = RememberingEngine(engine, self.store, f"{self._identity} {name}")
         return self._remembering[name]
+
+    def _batched(self, name: str, model: bytes) -> MicroBatcher:
+        engine = self._open(name, model)
+        settings = self._settings
+        is_on_device = engine.execution_providers[0] != CPU
+        batcher = MicroBatcher(
+            engine,
+            self._turn,
+            max_batch=settings.max_batch,
+            delay_s=settings.max_delay_ms / 1000,
+            # Opened now: where the device has no memory left is no time to build an engine.
+            fallback=on_processor(name, model, settings) if is_on_device else None,
+        )
+        if batcher.largest > 1:
+            batcher.warm_up(blank_feeds(engine.inputs))
+        return batcher
 
     def spared(self) -> dict[str, Spared]:
         """What each graph that is remembered was spared, by its file name without `.onnx`."""
@@ -72,7 +93,7 @@ class Serving:
         }
 
 
-def _chosen(package: ModelPackage, settings: InferenceSettings) -> tuple[OpenEngine, str]:
+def _chosen(package: ModelPackage, settings: InferenceSettings) -> tuple[OpenOnnxEngine, str]:
     """How the graphs of `package` are opened, and in words."""
     if settings.engines == "plain":
         if TENSORRT in settings.execution_providers:
@@ -86,13 +107,13 @@ def _chosen(package: ModelPackage, settings: InferenceSettings) -> tuple[OpenEng
     return on_plan(settings, plan, prepared.graph, prepared.built), plan.name
 
 
-def on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
+def on_onnx_runtime(settings: InferenceSettings) -> OpenOnnxEngine:
     """Opens graphs on ONNX Runtime as `settings` say; if they leave it, a small step on one thread.
 
     The plain engine: nothing is kept from one start to the next.
     """
 
-    def open_engine(name: str, model: bytes) -> Engine:
+    def open_engine(name: str, model: bytes) -> OnnxEngine:
         threads = threads_for(name, model, settings.threads)
         return OnnxEngine(name, model, execution_providers=settings.execution_providers, threads=threads)
 
@@ -101,11 +122,11 @@ def on_onnx_runtime(settings: InferenceSettings) -> OpenEngine:
 
 def on_plan(
     settings: InferenceSettings, plan: EnginePlan, saved: Callable[[str], bytes], built: Path
-) -> OpenEngine:
+) -> OpenOnnxEngine:
     """Opens graphs as `plan` says; `saved` gives optimised graphs, in `built` TensorRT keeps its engines."""
     chain = provider_chain(plan, built)
 
-    def open_engine(name: str, model: bytes) -> Engine:
+    def open_engine(name: str, model: bytes) -> OnnxEngine:
         return OnnxEngine(
             name,
             saved(name) if plan.is_saved else model,
@@ -121,6 +142,18 @@ def on_plan(
         )
 
     return open_engine
+
+
+def on_processor(name: str, model: bytes, settings: InferenceSettings) -> OnnxEngine:
+    """The engine that is left where a device has no memory left."""
+    return OnnxEngine(name, model, threads=threads_for(name, model, settings.threads))
+
+
+def blank_feeds(inputs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+    """Zeros for one image; what varies is 1 long."""
+    return {
+        name: np.zeros([length or 1 for length in spec.shape], spec.dtype) for name, spec in inputs.items()
+    }
 
 
 def threads_for(name: str, model: bytes, asked: int) -> int:

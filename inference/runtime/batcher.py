@@ -1,0 +1,153 @@
+"""MicroBatcher: an engine that many threads feed at once; out of memory it does less at a time."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from inference.errors import DeviceOutOfMemory
+from inference.runtime.engine import Array, Engine, Tensors, TensorSpec
+from inference.runtime.gathering import URGENCY, Gathering
+
+BUCKETS = (1, 2, 4, 8, 16)  # batches as static shapes: an execution provider tunes and captures each once
+Outputs = dict[str, Array]
+
+
+class DeviceTurn:
+    """Who may use a device: many at once, or one alone."""
+
+    def __init__(self, forget: Callable[[], None] = lambda: None) -> None:
+        """`forget` gives memory back that is not needed; it is called before anybody is alone."""
+        self._forget = forget
+        self._changed = threading.Condition()
+        self._users = 0
+        self._is_taken = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Use the device beside others."""
+        with self._changed:
+            while self._is_taken:
+                self._changed.wait()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if self._is_taken:
+                    self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Use the device while nobody else does."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_taken)
+            self._is_taken = True
+            self._changed.wait_for(lambda: self._users == 0)
+        try:
+            self._forget()
+            yield
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()
+
+
+class MicroBatcher:
+    """Runs `engine` for many threads, together where the graph's first axis is a batch.
+
+    Out of memory: the batch is halved, down to one image; that is tried alone on the device, then on
+    `fallback` (the CPU), and then it fails as DeviceOutOfMemory. A size that did not fit is not tried again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        turn: DeviceTurn,
+        *,
+        max_batch: int = 1,
+        delay_s: float = 0.0,
+        fallback: Engine | None = None,
+    ) -> None:
+        self._engine, self._turn, self._fallback = engine, turn, fallback
+        self.largest = max_batch if is_batched(engine) else 1
+        self._gathering = Gathering[Tensors, Outputs](
+            self._run_all,
+            most=self.largest,
+            delay_s=delay_s if self.largest > 1 else 0.0,
+            alike=_shape_of_one,
+        )
+
+    @property
+    def name(self) -> str:
+        """As the engine's."""
+        return self._engine.name
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """As the engine's."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """As the engine's."""
+        return self._engine.outputs
+
+    def run(self, feeds: Tensors) -> Outputs:
+        """Every output by name for one input of each; raises as the engine does, and DeadlinePassed."""
+        return self._gathering.ask(feeds, URGENCY.get())
+
+    def warm_up(self, feeds: Tensors) -> None:
+        """Run once in every bucket: none is met first by a request."""
+        for bucket in (each for each in BUCKETS if each <= self.largest):
+            self._together([feeds] * bucket)
+
+    def _run_all(self, feeds: Sequence[Tensors]) -> list[Outputs | Exception]:
+        if len(feeds) > self.largest:
+            return self._in_halves(feeds)
+        try:
+            return list(self._together(feeds))
+        except DeviceOutOfMemory:
+            if len(feeds) == 1:
+                return [self._last_resort(feeds[0])]
+            self.largest = max(1, len(feeds) // 2)
+            return self._in_halves(feeds)
+
+    def _in_halves(self, feeds: Sequence[Tensors]) -> list[Outputs | Exception]:
+        middle = len(feeds) // 2
+        return [*self._run_all(feeds[:middle]), *self._run_all(feeds[middle:])]
+
+    def _together(self, feeds: Sequence[Tensors]) -> list[Outputs]:
+        count = len(feeds)
+        with self._turn.shared():
+            if count == 1:
+                return [self._engine.run(feeds[0])]
+            size = next(bucket for bucket in BUCKETS if bucket >= count)
+            padded = [*feeds, *[feeds[-1]] * (size - count)]
+            together = {name: np.concatenate([each[name] for each in padded]) for name in feeds[0]}
+            out = self._engine.run(together)
+        return [{name: value[row : row + 1] for name, value in out.items()} for row in range(count)]
+
+    def _last_resort(self, feeds: Tensors) -> Outputs | Exception:
+        try:
+            with self._turn.alone():
+                return self._engine.run(feeds)
+        except DeviceOutOfMemory as error:
+            if self._fallback is None:
+                return error
+        try:
+            return self._fallback.run(feeds)
+        except DeviceOutOfMemory as error:
+            return error
+
+
+def is_batched(engine: Engine) -> bool:
+    """Whether the first axis of everything that goes in and comes out varies: a batch of what is alike."""
+    specs = [*engine.inputs.values(), *engine.outputs.values()]
+    return all(spec.shape and spec.shape[0] is None for spec in specs)
+
+
+def _shape_of_one(feeds: Tensors) -> tuple[object, ...]:
+    return tuple((name, value.dtype.str, value.shape[1:]) for name, value in sorted(feeds.items()))
