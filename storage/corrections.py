@@ -182,7 +182,7 @@ def overlay_series(tx: Transaction, ours: Instance) -> str | None:
     statement = (
         select(Correction.verdict, Instance.series_instance_uid)
         .join(Instance, Instance.sop_instance_uid == Correction.sop_instance_uid)
-        .where(Correction.result_uid == ours.sop_instance_uid)
+        .where(Correction.result_uid.in_(_forms_of(tx, ours)))
         .where(Correction.verdict.in_((Verdict.MODIFIED, Verdict.REJECTED)))
         .order_by(Correction.id.desc())
     )
@@ -190,6 +190,15 @@ def overlay_series(tx: Transaction, ours: Instance) -> str | None:
     if last is None:
         return ours.series_instance_uid
     return None if last.verdict == Verdict.REJECTED else last.series_instance_uid
+
+
+def _forms_of(tx: Transaction, ours: Instance) -> list[str]:
+    """All forms in which a SEG of ours was made; the job numbers each form by series, the first without."""
+    job = tx.get(Job, ours.origin_detail)
+    named = (json.loads(job.summary) if job and job.summary else {}).get("sop_instance_uids") or {}
+    numbers = {uid: name.partition(" ")[2] for name, uid in named.items() if name.startswith("seg")}
+    mine = numbers.get(ours.sop_instance_uid)
+    return [uid for uid, number in numbers.items() if number == mine] or [ours.sop_instance_uid]
 
 
 def correction_counts(tx: Transaction) -> list[Count]:

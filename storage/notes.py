@@ -15,12 +15,21 @@ REJECTION_CODES: Final = frozenset(
         "113039",  # data retention policy expired
     }
 )
-DERIVED_MODALITIES: Final = frozenset({"SEG", "SR", "PR", "KO"})
+DERIVED_MODALITIES: Final = frozenset(
+    {"SEG", "SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "RTSTRUCT", "RTPLAN"}
+)
 _DERIVED_FAMILIES: Final = (
     "1.2.840.10008.5.1.4.1.1.88.",  # structured reports, key objects
     "1.2.840.10008.5.1.4.1.1.11.",  # presentation states
     "1.2.840.10008.5.1.4.1.1.66.4.",  # segmentation
     "1.2.840.10008.5.1.4.1.1.66.7.",  # label map segmentation
+    "1.2.840.10008.5.1.4.1.1.66.1.",  # spatial registration
+    "1.2.840.10008.5.1.4.1.1.66.2.",  # fiducials
+    "1.2.840.10008.5.1.4.1.1.66.3.",  # deformable spatial registration
+    "1.2.840.10008.5.1.4.1.1.67.",  # real world value mapping
+    "1.2.840.10008.5.1.4.1.1.104.",  # encapsulated documents
+    "1.2.840.10008.5.1.4.1.1.481.3.",  # radiotherapy structures
+    "1.2.840.10008.5.1.4.1.1.481.5.",  # radiotherapy plan
 )
 
 

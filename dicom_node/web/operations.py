@@ -16,7 +16,7 @@ from dicom_node.errors import BadRequest, NotFound
 from dicom_node.web.services import json_response, services_of, uid_in_path
 from storage.corrections import OWN_RESULT, SEGMENTATIONS, overlay_series
 from storage.database import Transaction
-from storage.index import find_study, series_of_study
+from storage.index import find_instance, find_study, series_of_study
 from storage.tables import (
     Conflict,
     Delivery,
@@ -108,15 +108,26 @@ def viewer_link(study_instance_uid: str, overlay_series_uid: str | None) -> str:
 
 
 def _latest_overlay(tx: Transaction, study_instance_uid: str) -> str | None:
-    """The series of our latest SEG of the study, or of what a person made of it."""
+    """The series of our latest SEG of the study, or of what a person made of it.
+
+    Of its forms it is the BINARY one: every OHIF shows that with its own colours (interop.md 4.5).
+    """
     statement = (
         select(Instance)
         .where(Instance.study_instance_uid == study_instance_uid, Instance.origin_kind == OWN_RESULT)
-        .where(Instance.sop_class_uid.in_(SEGMENTATIONS))
+        .where(Instance.sop_class_uid.in_(SEGMENTATIONS), Instance.retired_as.is_(None))
         .order_by(Instance.received_at.desc(), Instance.series_instance_uid)
     )
     latest = tx.scalars(statement).first()
-    return None if latest is None else overlay_series(tx, latest)
+    return None if latest is None else overlay_series(tx, _binary_of(tx, latest))
+
+
+def _binary_of(tx: Transaction, latest: Instance) -> Instance:
+    """The BINARY SEG of the same job, its first where it has several."""
+    job = tx.get(Job, latest.origin_detail)
+    named = (json.loads(job.summary) if job and job.summary else {}).get("sop_instance_uids") or {}
+    found = find_instance(tx, named["seg"]) if named.get("seg") else None
+    return found or latest
 
 
 def study_state(study: Study) -> str:

@@ -1,21 +1,30 @@
 """Edited results that come back: matched with ours, compared, counted, and sent in place of ours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, evt
 from sqlalchemy import select, update
 
+from dicom_node.answers import Kind, Verdict, meaning_of
 from dicom_node.corrections import judge_corrections
+from dicom_node.dimse.scu import send_instances
+from dicom_node.forms.form import Form, Recipient
 from dicom_node.limited import MIB, LimitedPool, Limits
-from storage.corrections import Count, correction_counts, overlay_series
+from dicom_node.settings_network import PeerSettings
+from dicom_node.web.operations import _latest_overlay
+from storage.corrections import SEGMENTATIONS, Count, correction_counts, overlay_series
 from storage.database import Database
 from storage.tables import Correction, Delivery, Instance
 from tests.dicom_node.edited import (
+    BINARY,
+    LABEL_MAP,
     PERSON,
     Masks,
     binary_of,
@@ -283,3 +292,72 @@ def test_a_reference_by_predecessor_is_read(case: Case) -> None:
     found = case.came(changed)
     assert found is not None
     assert (found.verdict, found.matched_by) == ("MODIFIED", "REFERENCE")
+
+
+def test_the_link_shows_the_binary_form_or_what_a_person_made_of_any_form(
+    ward: Ward, children: LimitedPool
+) -> None:
+    wanted = frozenset({Form.SEG_LABELMAP, Form.SR})
+    ward.services = replace(ward.services, destinations=(Recipient("PACS"), Recipient("other", wanted)))
+    case = Case(ward, children)
+    study = str(case.images[0].StudyInstanceUID)
+    with ward.database.reading() as tx:
+        rows = tx.scalars(select(Instance).where(Instance.origin_kind == "OWN RESULT")).all()
+        forms = {row.sop_class_uid: row for row in rows if row.sop_class_uid in SEGMENTATIONS}
+        assert len(forms) == 2
+        assert _latest_overlay(tx, study) == forms[BINARY].series_instance_uid
+    edited = saved_by_ohif(ward.read(forms[LABEL_MAP]), case.smaller(), is_update=False)
+    edited.PredecessorDocumentsSequence = [predecessor(ward.read(forms[LABEL_MAP]))]
+    found = case.came(edited)
+    assert found is not None
+    assert found.result_uid == forms[LABEL_MAP].sop_instance_uid
+    with ward.database.reading() as tx:
+        assert _latest_overlay(tx, study) == str(edited.SeriesInstanceUID)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_corrected_rle_object_is_sent_uncompressed_where_rle_is_not_taken(
+    case: Case, tmp_path: Path, free_port: Callable[[], int], syntax: str
+) -> None:
+    edited = saved_by_ohif(case.seg, case.smaller())
+    path = tmp_path / "edited.dcm"
+    edited.save_as(path, enforce_file_format=True)
+    arrived: list[Dataset] = []
+
+    def keep(event: evt.Event) -> int:
+        event.dataset.file_meta = event.file_meta
+        arrived.append(event.dataset)
+        return 0x0000
+
+    pacs, peer = AE("PACS"), PeerSettings(name="p", ae_title="PACS", host="127.0.0.1", port=free_port())
+    pacs.add_supported_context(edited.SOPClassUID, [syntax])
+    server = pacs.start_server((peer.host, peer.port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        (status,) = send_instances([path], peer, "SIM4SEG")
+    finally:
+        server.shutdown()
+    (got,) = arrived
+    assert status.status == 0x0000
+    assert got.file_meta.TransferSyntaxUID == syntax
+    assert got.SOPInstanceUID == edited.SOPInstanceUID
+    assert np.array_equal(got.pixel_array, edited.pixel_array)
+
+
+def test_where_no_copy_can_be_made_the_delivery_says_so(
+    case: Case, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    edited = saved_by_ohif(case.seg, case.smaller())
+    edited.PixelData = encapsulate([bytes(70)] * edited.NumberOfFrames)
+    path = tmp_path / "edited.dcm"
+    edited.save_as(path, enforce_file_format=True)
+    pacs, peer = AE("PACS"), PeerSettings(name="p", ae_title="PACS", host="127.0.0.1", port=free_port())
+    pacs.add_supported_context(edited.SOPClassUID, [ExplicitVRLittleEndian])
+    server = pacs.start_server((peer.host, peer.port), block=False)
+    try:
+        (status,) = send_instances([path], peer, "SIM4SEG")
+    finally:
+        server.shutdown()
+    assert status.answer.kind is Kind.NO_CONTEXT
+    assert "does not accept this SOP class in this transfer syntax" in status.detail
+    assert "no copy" in status.detail
+    assert meaning_of(status.answer).verdict is Verdict.HOPELESS

@@ -19,6 +19,7 @@ from storage.worklist import list_deliveries
 from tests import builders
 from tests.ward import KEY_OBJECT, Ward, derived, stack
 
+ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
 REASON = "everything: modality is not MR"
 TELLING = Destination(name="archive", ae_title="ARCHIVE", host="127.0.0.1", port=104, reports_unmatched=True)
 
@@ -98,8 +99,9 @@ def test_the_same_state_again_is_told_once(ward: Ward) -> None:
     assert deliveries(ward) == [("archive", DeliveryState.QUEUED)]
 
 
-def test_a_study_without_images_is_not_told(ward: Ward) -> None:
-    ward.receive(derived(builders.make_ultrasound(), KEY_OBJECT, "KO"))
+@pytest.mark.parametrize(("sop_class", "modality"), [(KEY_OBJECT, "KO"), (ENCAPSULATED_PDF, "DOC")])
+def test_a_study_without_images_is_not_told(ward: Ward, sop_class: str, modality: str) -> None:
+    ward.receive(derived(builders.make_ultrasound(), sop_class, modality))
     ward.work()
     assert ward.jobs() == []
 
