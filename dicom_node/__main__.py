@@ -141,7 +141,7 @@ def _add_offline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     samples_parser = _add(commands, "samples", samples, "write the synthetic sample studies")
     samples_parser.add_argument("--out", type=Path, required=True, help="folder for the DICOM files")
     bench_parser = _add(commands, "bench", bench, "how long it takes here")
-    bench_parser.add_argument("what", choices=("pipeline", "inference", "dicomweb", "ingest", "seg"))
+    bench_parser.add_argument("what", choices=("pipeline", "inference", "dicomweb", "ingest", "seg", "gpu"))
     bench_parser.add_argument("--quick", action="store_true", help="less of everything, within two minutes")
     bench_parser.add_argument("--json", action="store_true", help="the figures as one JSON line, the last")
     bench_parser.add_argument(
@@ -149,6 +149,8 @@ def _add_offline(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     bench_parser.add_argument("--model", help="model package: of pipeline sim4seg-s, of inference all")
     bench_parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up")
+    bench_parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="of gpu")
+    bench_parser.add_argument("--tiny", action="store_true", help="of gpu: sizes that take seconds on a CPU")
     demo_parser = _add(commands, "demo", demo, "a node, a PACS and three studies on this machine")
     demo_parser.add_argument("--once", action="store_true", help="end by itself; status 0 if all came back")
     demo_parser.add_argument(
@@ -231,6 +233,7 @@ def web(options: argparse.Namespace) -> int:
     def open_database(name: str) -> "Database":
         _, database = _open(options)
         _log_as(settings, name, options)
+        _replay(settings, database)
         return database
 
     open_database("web").close()  # what is wrong with it is said here, once
@@ -336,6 +339,7 @@ def fsck(options: argparse.Namespace) -> int:
 
     settings, database = _open(options)
     identity = IdentityRules(settings.identity.follow_rejection_notes)
+    _replay(settings, database)
     with _only_here(settings) if options.repair else nullcontext():
         look = partial(repair_home, identity=identity) if options.repair else check_home
         report = look(database, open_files(settings.storage))
@@ -356,6 +360,8 @@ def rebuild_index(options: argparse.Namespace) -> int:
         database = Database(settings.storage.database_url)
         identity = IdentityRules(settings.identity.follow_rejection_notes)
         files = open_files(settings.storage)
+        with files.left_behind():
+            pass  # files again, and entered with all others
         report = checks.rebuild_index(database, files, identity, with_jobs=not options.without_jobs)
         database.close()
     print(_json(report) if options.json else "\n".join(f"{value} {key}" for key, value in report.items()))
@@ -478,6 +484,11 @@ def samples(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """How long it takes here."""
+    if options.what == "gpu":
+        from dicom_node.bench.gpu import bench_gpu
+
+        flags = [f"--{name}" for name in ("tiny", "json") if getattr(options, name)]
+        return bench_gpu(["--device", options.device, "--rounds", str(options.rounds), *flags])
     if options.what not in {"pipeline", "inference"}:
         return _bench_figures(options)
     from dicom_node.bench.pipeline import bench_inference, bench_pipeline
@@ -546,7 +557,14 @@ def _open_process(options: argparse.Namespace, name: str) -> "tuple[NodeSettings
         end_with_parent(options.parent)
     settings, database = _open(options)
     _log_as(settings, name, options)
+    _replay(settings, database)
     return settings, database
+
+
+def _replay(settings: "NodeSettings", database: "Database") -> None:
+    from dicom_node.recovery import replay_journals
+
+    replay_journals(settings, database)
 
 
 def _log_as(settings: "NodeSettings", name: str, options: argparse.Namespace) -> None:

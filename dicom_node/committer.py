@@ -8,15 +8,18 @@ sender alone commits at once, in its own thread: nothing is waited for, no threa
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from storage.database import Database
 from storage.errors import DatabaseRefused, StorageError, StorageUnavailable
 from storage.files import FileStore
 from storage.index import IndexResult, InstanceRecord, index_instances
+from storage.journal import MAX_RECORDS, Record
 from storage.part10 import IncomingFile
 
-MAX_BATCH = 64  # instances in one transaction: others wait for the database meanwhile
+MAX_BATCH = MAX_RECORDS  # instances in one transaction: others wait for the database meanwhile
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Entry:
 
     incoming: IncomingFile
     record: InstanceRecord
+    made: Future[None] | None = None  # its file, being written meanwhile
     result: IndexResult | None = None
     error: StorageError | None = None
 
@@ -49,6 +53,7 @@ class Committer:
     def __init__(self, database: Database, files: FileStore) -> None:
         self._writer = database.writer()
         self._files = files
+        self.journal = files.journal(self._writer.sync)
         self._lock = threading.Lock()
         self._waiting: list[_Order] = []
         self._is_busy = False
@@ -68,6 +73,20 @@ class Committer:
             order.wake.acquire()  # until it is over, or until it is our turn to commit for all who wait
         if not order.is_over:
             self._commit_waiting(order)
+
+    def prepare(self) -> None:
+        """Make what the first instance would wait for; what fails now fails again then."""
+        with suppress(StorageError):
+            self._files.prepare()
+            if self.journal is not None:
+                self.journal.prepare()
+            with self._writer.transaction():
+                pass
+
+    def close(self) -> None:
+        """Have everything durable, and leave no journal."""
+        if self.journal is not None:
+            self.journal.close()
 
     def _commit_waiting(self, own: _Order) -> None:
         with self._lock:
@@ -100,16 +119,33 @@ class Committer:
         # Rows of several studies are always locked in this order, or two processes would wait for each other.
         batch = sorted(batch, key=lambda entry: _lock_order(entry.record))
         try:
-            self._files.keep_all([entry.incoming for entry in batch])
-            self._index(batch)
-        except DatabaseRefused as error:
-            self._index_one_by_one(batch, error)
+            with self._journaled(batch) as is_journaled:
+                made = [entry for entry in batch if _is_made(entry)]
+                self._files.keep_all([entry.incoming for entry in made], is_journaled=is_journaled)
+                self._index_all(made, is_journaled=is_journaled)
         except StorageError as error:
             for entry in batch:
-                entry.error = error
+                entry.error = entry.error or error
 
-    def _index(self, batch: list[Entry]) -> None:
-        with self._writer.transaction() as tx:
+    def _journaled(self, batch: list[Entry]) -> AbstractContextManager[bool]:
+        """Have all of `batch` durable in the journal, if every one of them is short."""
+        records = [
+            Record(entry.record.stored, vars(entry.record.origin), pages)
+            for entry in batch
+            if (pages := entry.incoming.pages) is not None
+        ]
+        if self.journal is None or len(records) < len(batch):
+            return nullcontext(False)
+        return self.journal.batch(records)
+
+    def _index_all(self, batch: list[Entry], *, is_journaled: bool) -> None:
+        try:
+            self._index(batch, is_journaled=is_journaled)
+        except DatabaseRefused as error:
+            self._index_one_by_one(batch, error)
+
+    def _index(self, batch: list[Entry], *, is_journaled: bool = False) -> None:
+        with self._writer.transaction(is_journaled=is_journaled) as tx:
             results = index_instances(tx, [entry.record for entry in batch])
         for entry, result in zip(batch, results, strict=True):
             if self._files.exists(entry.record.stored.path):
@@ -127,6 +163,16 @@ class Committer:
                 self._index([entry])
             except StorageError as own_error:
                 entry.error = own_error
+
+
+def _is_made(entry: Entry) -> bool:
+    """Wait for the file that another thread writes."""
+    try:
+        if entry.made is not None:
+            entry.made.result()
+    except StorageError as error:
+        entry.error = error
+    return entry.error is None
 
 
 def _end(order: _Order) -> None:

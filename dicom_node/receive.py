@@ -12,6 +12,7 @@ import logging
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -74,6 +75,7 @@ UID_FORM: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 MAX_UID_CHARACTERS: Final = 64  # Source: PS3.5 9.1
 PREAMBLE: Final = bytes(PREAMBLE_BYTES) + b"DICM"
 WRITE_BYTES: Final = MIB
+MAX_WRITERS: Final = 8
 BEGINNING_BYTES: Final = 64 * 1024  # kept in memory: nearly every header ends before
 STANDARD_SYNTAXES: Final = "1.2.840.10008.1.2."  # those newer than pydicom's table are kept as well
 
@@ -165,7 +167,7 @@ class Intake:
         announced, incoming = self.announced, self._incoming
         plan = HeaderPlan(self._start, announced.transfer_syntax_uid, self._receiver.limits.header, INDEXED)
         with _translated_errors():
-            stored = incoming.complete()  # the disk writes while we look
+            stored = incoming.complete()
             header = check_received(self._beginning, incoming.size_bytes, incoming.reader, plan)
             elements = _elements_of(header, announced)
             _check_uids(elements, announced)
@@ -177,8 +179,9 @@ class Intake:
 
     def finish(self) -> Received:
         """Have the instance durable and indexed; raises as `check`, and ConflictingInstance."""
-        entry = self.seal()
-        self._receiver.commit([entry])
+        with self._receiver.making_file(self._incoming) as made:
+            entry = Entry(self._incoming, self.check(), made)
+            self._receiver.commit([entry])
         return received(entry)
 
     def seal(self) -> Entry:
@@ -219,6 +222,7 @@ class Receiver:
         self.pressure = pressure
         self._files = files
         self._committer = Committer(database, files)
+        self._writers = ThreadPoolExecutor(MAX_WRITERS, "writer")
         silence_pydicom()
 
     def begin(self, announced: Announced) -> Intake:
@@ -290,6 +294,30 @@ class Receiver:
         """Make its bytes durable; for `Intake`."""
         with self._watching_fsync():
             return incoming.seal()
+
+    @contextmanager
+    def making_file(self, incoming: IncomingFile) -> Iterator[Future[None]]:
+        """Write the file while it is checked; one that no journal takes is sealed. For `Intake`."""
+        is_journaled = self._committer.journal is not None and incoming.pages is not None
+        made = self._writers.submit(self._make_file, incoming, is_journaled=is_journaled)
+        try:
+            yield made
+        finally:
+            wait([made])
+
+    def _make_file(self, incoming: IncomingFile, *, is_journaled: bool) -> None:
+        if is_journaled:
+            incoming.write_out()
+        else:
+            self.seal(incoming)
+
+    def prepare(self) -> None:
+        """Do now what would make the first instances slow."""
+        self._committer.prepare()
+
+    def close(self) -> None:
+        """Leave nothing in the journal."""
+        self._committer.close()
 
     def commit(self, entries: Sequence[Entry]) -> None:
         """Have instances durable and indexed, in one transaction; then ask `received` for each of them."""

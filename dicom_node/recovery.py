@@ -1,4 +1,4 @@
-"""Files back into the index: orphans that a crash left, or every file when the index was lost.
+"""Files back into the index: from the journal, orphans that a crash left, or all when the index was lost.
 
 A file is believed only when its bytes have the digest of its name and can be read as DICOM; otherwise it is
 set aside, never deleted. What came from outside is entered as if it had just been received: nobody was
@@ -23,12 +23,14 @@ from dicom_node.header import HeaderLimits, read_header
 from dicom_node.notes import IdentityRules, ResultNote, result_note_of
 from dicom_node.product import is_own_result
 from dicom_node.receive import silence_pydicom
+from dicom_node.settings import NodeSettings
 from storage.database import Database, Transaction, database_now
-from storage.errors import IndexNotEmpty, InstanceMissing, InstanceUnidentified
-from storage.files import FileStore, StoredObject
+from storage.errors import DatabaseRefused, IndexNotEmpty, InstanceMissing, InstanceUnidentified
+from storage.files import FileStore, StoredObject, open_files
 from storage.fsck import Progress, count_instances, digest_of, unreferenced
 from storage.identity import follow_result
-from storage.index import IndexResult, find_instance, index_instance
+from storage.index import IndexResult, find_instance, index_instance, is_held
+from storage.journal import LeftBehind
 from storage.part10 import StoredFile, is_address
 from storage.records import VALUE_ERRORS, InstanceRecord, Origin, record_from_dataset
 from storage.tables import Conflict, Instance, Series, Study
@@ -88,6 +90,30 @@ class Recovery:
             extra={"sop_instance_uid": record.sop_instance_uid, "result": str(result)},
         )
         return Fate.QUARANTINED if result is IndexResult.CONFLICT else Fate.INDEXED
+
+    def replay(self) -> int:
+        """Make files and rows again of what dead processes had in their journals; returns how many rows.
+
+        A row that is there already stays as it is: the index may have lost its newest rows, never others.
+        """
+        with self._files.left_behind() as left:
+            return sum(self._enter_again(each) for each in left)
+
+    def _enter_again(self, left: LeftBehind) -> bool:
+        found = StoredObject(left.stored.path, left.stored.size_bytes, time.time())
+        record = self._record(found, Origin(**left.note))
+        if record is None:
+            return False
+        try:
+            with self._database.transaction() as tx:
+                if is_held(tx, record):
+                    return False
+                index_instance(tx, replace(record, is_own_result=False))
+        except DatabaseRefused:
+            extra = {"sop_instance_uid": record.sop_instance_uid}
+            logger.exception("an instance of the journal was refused again", extra=extra)
+            return False
+        return True
 
     def rebuild(self, progress: Progress) -> Counter[Fate]:
         """Enter every file into an index that has no instances.
@@ -166,7 +192,7 @@ class Recovery:
         for record in (older, younger):
             index_instance(tx, record)
 
-    def _record(self, stored: StoredObject) -> InstanceRecord | None:
+    def _record(self, stored: StoredObject, origin: Origin = RECOVERED) -> InstanceRecord | None:
         """Read what the index keeps of a file; None when its bytes cannot be believed."""
         sha256 = digest_of(self._files, stored.path)
         if f"{sha256}.dcm" != stored.path.rsplit("/", 1)[-1]:
@@ -176,7 +202,7 @@ class Recovery:
             with self._files.local(stored.path) as path, path.open("rb") as content:
                 header = read_header(content, self._limits)
             header.elements.file_meta = header.meta
-            record = record_from_dataset(header.elements, file, RECOVERED)
+            record = record_from_dataset(header.elements, file, origin)
             manufacturer = str(header.elements.get("Manufacturer") or "")
         except (NodeError, InstanceUnidentified, *VALUE_ERRORS):
             return None
@@ -233,6 +259,15 @@ class OrphanCollector:
         if batch:
             self._walk = walk
         return fates
+
+
+def replay_journals(settings: NodeSettings, database: Database) -> None:
+    """What every process of the node does before it looks at files or rows: see `Recovery.replay`."""
+    corrections_from = frozenset(settings.identity.corrections_from)
+    identity = IdentityRules(settings.identity.follow_rejection_notes, corrections_from)
+    count = Recovery(database, open_files(settings.storage), identity).replay()
+    if count:
+        logger.warning("instances of the journal entered into the index: %d", count)
 
 
 def mark_all_complete(database: Database) -> int:

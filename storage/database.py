@@ -1,6 +1,7 @@
 """Connects; one `transaction()` context manager, one `reading()`; the database clock; migrations.
 
-SQLite: write-ahead log, synchronous=FULL (every commit is fsynced before it returns), foreign keys on, and
+SQLite: write-ahead log, synchronous=FULL (every commit is fsynced before it returns, but for arrivals that
+a journal holds: see `Writer`), foreign keys on, and
 BEGIN IMMEDIATE for whatever may write: a transaction that takes the write lock first can only wait for it,
 while one that reads first and then writes is refused with "database is locked" as soon as another wrote.
 PostgreSQL: psycopg 3, synchronous_commit=on whatever the server's default, READ COMMITTED.
@@ -41,7 +42,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from storage.durable import disk_errors, make_durable_directory
+from storage.durable import FileSystem, disk_errors, make_durable_directory
 from storage.errors import DatabaseRefused, SchemaMismatch, StorageError, StorageFull, StorageUnavailable
 
 Transaction: TypeAlias = Session
@@ -148,10 +149,17 @@ class Writer:
         self._engine = engine.execution_options(is_only_writing=True)
         self._is_kept = engine.dialect.name == "sqlite"
         self._session: Session | None = None
+        self._is_waiting = True  # for the disk, at a commit
+        folder = Path(engine.url.database or "").parent
+        self._file_system = FileSystem(folder) if self._is_kept else None
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Open a transaction as `Database.transaction` does."""
+    def transaction(self, *, is_journaled: bool = False) -> Iterator[Transaction]:
+        """Open a transaction as `Database.transaction` does.
+
+        `is_journaled`: until `sync`, what it writes can be made again from the journal of the files, so
+        SQLite's commit is not waited for. Everybody sees it at once; the next that is waited for flushes it.
+        """
         if not self._is_kept:
             with self._database.transaction() as tx:
                 yield tx
@@ -160,6 +168,7 @@ class Writer:
             session, self._session = self._session or self._open(), None
             driver: sqlite3.Connection = session.info[DRIVER]
             try:
+                self._wait_for_disk(driver, is_wanted=not is_journaled)
                 _begin_at_once(driver)
                 yield session
                 session.flush()
@@ -172,13 +181,24 @@ class Writer:
             session.expunge_all()
             self._session = session
 
+    def sync(self) -> None:
+        """Have every commit durable; raises NotDurable."""
+        if self._file_system is not None:
+            self._file_system.sync()
+
     def close(self) -> None:
         """Give the connection back."""
         session, self._session = self._session, None
         if session is not None:
             _close(session)
 
+    def _wait_for_disk(self, driver: sqlite3.Connection, *, is_wanted: bool) -> None:
+        if is_wanted is not self._is_waiting:
+            _run(driver, f"PRAGMA synchronous={'FULL' if is_wanted else 'NORMAL'}")
+            self._is_waiting = is_wanted
+
     def _open(self) -> Session:
+        self._is_waiting = True  # as every connection begins
         connection = self._engine.connect()
         driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA query_only=OFF")  # it may have been used for reading
@@ -217,6 +237,7 @@ def _run(driver: sqlite3.Connection, sql: str) -> None:
 
 def _close(session: Session) -> None:
     connection = session.get_bind()
+    session.info[DRIVER].execute("PRAGMA synchronous=FULL")
     session.info[DRIVER].execute(f"PRAGMA busy_timeout={_LOCK_TIMEOUT_S * 1000:.0f}")
     session.close()
     if isinstance(connection, Connection):

@@ -5,14 +5,24 @@ file, and has them durable when `IncomingFile.keep` returns; only then may rows 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from storage.durable import disk_errors, fsync_directory, make_durable_directory
-from storage.part10 import OBJECTS, IncomingFile, StoredFile, absolute, keep_all, new_incoming, open_file
+from storage.durable import FileSystem, disk_errors, fsync_directory, make_durable_directory
+from storage.journal import Journal, LeftBehind, left_behind
+from storage.part10 import (
+    OBJECTS,
+    IncomingFile,
+    StoredFile,
+    absolute,
+    keep_all,
+    new_incoming,
+    open_file,
+    prepare_folders,
+)
 from storage.settings import StorageSettings
 
 SET_ASIDE = "set-aside"
@@ -39,8 +49,23 @@ class FileStore(Protocol):
         """Begin a file; use it in a `with`, and call `keep` when it is whole."""
         ...
 
-    def keep_all(self, incoming: Sequence[IncomingFile]) -> list[StoredFile]:
-        """Make several files durable under their content addresses at once."""
+    def prepare(self) -> None:
+        """Make the folders that files will need."""
+        ...
+
+    def journal(self, sync: Callable[[], None]) -> Journal | None:
+        """Make this process's journal, for files that are kept with `is_journaled`; `sync` is for their rows.
+
+        None: this store has no use for one.
+        """
+        ...
+
+    def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:
+        """Make files again of what dead processes left in their journals; inside, rows are made of them."""
+        ...
+
+    def keep_all(self, incoming: Sequence[IncomingFile], *, is_journaled: bool = False) -> list[StoredFile]:
+        """Make several files durable under their content addresses at once; what is journaled is already."""
         ...
 
     def open(self, path: str) -> BinaryIO:
@@ -103,9 +128,28 @@ class DiskFiles:
         """Begin a file under incoming/; `keep` renames it."""
         return new_incoming(self._root)
 
-    def keep_all(self, incoming: Sequence[IncomingFile]) -> list[StoredFile]:
+    def prepare(self) -> None:
+        """Make all folders at once."""
+        with disk_errors():
+            prepare_folders(self._root)
+
+    def journal(self, sync: Callable[[], None]) -> Journal:
+        """Make a journal beside the files."""
+        file_system = FileSystem(make_durable_directory(str(self._root)))
+
+        def sync_all() -> None:
+            file_system.sync()
+            sync()
+
+        return Journal(self._root, sync_all)
+
+    def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:
+        """Take the journals of dead processes."""
+        return left_behind(self._root)
+
+    def keep_all(self, incoming: Sequence[IncomingFile], *, is_journaled: bool = False) -> list[StoredFile]:
         """Rename them; files of one folder share its fsync."""
-        return keep_all(self._root, incoming)
+        return keep_all(self._root, incoming, is_journaled=is_journaled)
 
     def open(self, path: str) -> BinaryIO:
         """Open the file itself."""

@@ -54,6 +54,7 @@ __all__ = [
     "index_instances",
     "instances_of_series",
     "instances_of_study",
+    "is_held",
     "mark_complete",
     "quiet_studies",
     "record_from_dataset",
@@ -109,6 +110,18 @@ def find_instance(tx: Transaction, sop_instance_uid: str) -> Instance | None:
     """Return the instance's row; None when there is none, or it was rejected or withdrawn."""
     found = tx.get(Instance, sop_instance_uid, populate_existing=True)
     return None if found is None or found.retired_as in HIDDEN else found
+
+
+def is_held(tx: Transaction, record: InstanceRecord) -> bool:
+    """Whether these very bytes are this instance, hidden or not, or lie in quarantine for it."""
+    uid, sha256 = record.sop_instance_uid, record.stored.sha256
+    instance = select(Instance.sop_instance_uid).where(
+        Instance.sop_instance_uid == uid, Instance.sha256 == sha256
+    )
+    conflict = select(Conflict.sop_instance_uid).where(
+        Conflict.sop_instance_uid == uid, Conflict.second_sha256 == sha256
+    )
+    return tx.scalar(instance) is not None or tx.scalar(conflict) is not None
 
 
 def instances_of_series(tx: Transaction, series_instance_uid: str) -> Sequence[Instance]:

@@ -10,11 +10,13 @@ A kept file is never removed here, not even when its row could not be written: t
 belong to an instance that was acknowledged on another association. `storage.fsck` lists orphans.
 """
 
-import ctypes
+import fcntl
 import hashlib
+import mmap
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,7 +27,6 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from storage.durable import (
-    disk_error,
     disk_errors,
     errno_name,
     fsync,
@@ -43,10 +44,7 @@ _OBJECT_PATH = re.compile(
 )
 _BLOCK_BYTES = 1 << 20  # whole pages: small pieces, or a page written twice, cost several times as much
 _SPARE_BLOCKS = 8
-_WRITE_OUT_BYTES = 1 << 17  # less than this the fsync writes as quickly
-_SYNC_FILE_RANGE_WRITE = 2
-_sync_file_range = ctypes.CDLL(None, use_errno=True).sync_file_range
-_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_DIRECT_BYTES = 1 << 17  # shorter pieces go through the page cache as quickly
 _NO_BLOCK = memoryview(b"")
 _spare_blocks: list[memoryview] = []  # new memory is slower than a used one; append and pop are atomic
 
@@ -61,22 +59,23 @@ class StoredFile:
 
 
 class IncomingFile:
-    """A Part 10 file while its bytes arrive; gone at the end of the `with` unless kept."""
+    """A Part 10 file while its bytes arrive; gone at the end of the `with` unless kept.
+
+    One that fits into a block has no file until `write_out`.
+    """
 
     def __init__(self, files_root: Path) -> None:
         self._files_root = files_root
         self.name = f"{files_root}/{INCOMING}/{secrets.token_hex(16)}.part"
+        self._descriptor = -1
         self._digest = hashlib.sha256()
-        self._block = _NO_BLOCK
-        self._collected = 0  # bytes of the block, which are not in the file yet
+        self._collected = 0  # bytes of the block
+        self._written = 0  # of them, those that are in the file too
         self._complete: StoredFile | None = None
         self._is_sealed = False
-        self._sent_out = 0  # bytes that the disk was asked to take already
+        self._writing = threading.Lock()
+        self._is_direct = False  # past the page cache: new memory for it costs more than the disk
         self.size_bytes = 0
-        with disk_errors():
-            make_durable_directory(str(files_root), INCOMING)
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self.name, flags, 0o600)
         self._block = _take_block()
 
     @property
@@ -84,35 +83,54 @@ class IncomingFile:
         """Where the bytes are while they arrive."""
         return Path(self.name)
 
+    @property
+    def pages(self) -> memoryview | None:
+        """The whole file in whole pages, valid until it is kept; None when it is longer than a block."""
+        if self.size_bytes > _BLOCK_BYTES or not self._block:
+            return None
+        return self._block[: -(-self.size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE]
+
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`; raises StorageFull when the disk has no room for it, now or at the next call."""
         left = memoryview(data)
+        self._digest.update(left)  # while it is in the processor's cache
         self.size_bytes += left.nbytes
-        while (room := _BLOCK_BYTES - self._collected) <= left.nbytes:
+        while (room := _BLOCK_BYTES - self._collected) < left.nbytes:
             self._block[self._collected :] = left[:room]
             self._collected, left = _BLOCK_BYTES, left[room:]
-            self._send_out()
+            self.write_out()
+            self._collected = self._written = 0
         end = self._collected + left.nbytes
         self._block[self._collected : end] = left
         self._collected = end
 
     def reader(self) -> BinaryIO:
         """Open what was written so far, from its beginning; the caller closes it."""
-        self._send_out()
+        self.write_out()
         with disk_errors():
             return self.path.open("rb")
 
     def complete(self) -> StoredFile:
-        """Say that all has come: the last bytes are on their way to the disk, which `seal` waits for.
-
-        Returns what `keep_all` will make of the file. Raises StorageFull if there is no room.
-        """
+        """Say that all has come; returns what `keep_all` will make of the file."""
         if self._complete is None:
-            self._send_out()
             sha256 = self._digest.hexdigest()
             self._complete = StoredFile(f"{OBJECTS}/{sha256[:2]}/{sha256}.dcm", sha256, self.size_bytes)
-            self._give_block_back()
         return self._complete
+
+    def write_out(self) -> None:
+        """Have all bytes in the file; for any thread. Raises StorageFull if there is no room."""
+        with self._writing, disk_errors():
+            start, end = self._written, self._collected
+            self._written = end
+            if self._descriptor < 0:
+                self._open()
+            whole = start + (end - start) // mmap.PAGESIZE * mmap.PAGESIZE
+            if self._is_direct and whole - start >= _DIRECT_BYTES:
+                self._write(self._block[start:whole])
+                start = whole
+            if start < end:
+                self._leave_direct()
+                self._write(self._block[start:end])
 
     def seal(self) -> StoredFile:
         """Make the bytes durable, still without their name; returns what `keep_all` will make of them.
@@ -126,6 +144,8 @@ class IncomingFile:
         """
         stored = self.complete()
         if not self._is_sealed:
+            self.write_out()
+            self._give_block_back()
             with disk_errors():
                 fsync(self._descriptor)
             self._is_sealed = True
@@ -138,11 +158,10 @@ class IncomingFile:
 
     def discard(self) -> None:
         """Remove the incoming file; harmless after it was kept."""
-        if self._descriptor < 0:
-            return
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
         self.close()
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file, which stays where it is."""
@@ -152,21 +171,22 @@ class IncomingFile:
             with suppress(OSError):
                 os.close(descriptor)
 
-    def _send_out(self) -> None:
-        """Write what was collected at once, and have the disk begin with it while it is hashed."""
-        data, self._collected = self._block[: self._collected], 0
-        if not data:
-            return
-        try:
-            written = os.write(self._descriptor, data)
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
-        except OSError as error:
-            raise disk_error(error) from error
-        if len(data) >= _WRITE_OUT_BYTES:
-            _sync_file_range(self._descriptor, self._sent_out, len(data), _SYNC_FILE_RANGE_WRITE)
-        self._sent_out += len(data)
-        self._digest.update(data)
+    def _open(self) -> None:
+        make_durable_directory(str(self._files_root), INCOMING)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(self.name, flags, 0o600)
+        # Asked for afterwards, since a file system that cannot do it says so to a file that is there.
+        self._is_direct = self.size_bytes >= _DIRECT_BYTES and _set_direct(self._descriptor, os.O_DIRECT)
+
+    def _leave_direct(self) -> None:
+        """The rest is no whole page, or written where such a page was begun: through the page cache."""
+        if self._is_direct:
+            _set_direct(self._descriptor, 0)
+            self._is_direct = False
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
 
     def _give_block_back(self) -> None:
         block, self._block = self._block, _NO_BLOCK
@@ -182,20 +202,36 @@ class IncomingFile:
         self.discard()
 
 
+def _set_direct(descriptor: int, flag: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flag)
+    except OSError:
+        return False
+    return True
+
+
 def _take_block() -> memoryview:
     try:
         return _spare_blocks.pop()
     except IndexError:
-        return memoryview(bytearray(_BLOCK_BYTES))
+        return own_pages(_BLOCK_BYTES)
 
 
-def keep_all(files_root: Path, incoming: Sequence[IncomingFile]) -> list[StoredFile]:
+def own_pages(size: int) -> memoryview:
+    """Zeroed memory that begins with a page, as writing past the page cache needs; a fork gets a copy."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def keep_all(
+    files_root: Path, incoming: Sequence[IncomingFile], *, is_journaled: bool = False
+) -> list[StoredFile]:
     """Make files durable under their content addresses; those of one folder share its fsync.
 
+    `is_journaled`: they are durable in the journal, so here only the names change, and nothing is waited for.
     The callers then write their rows. Raises as `IncomingFile.seal` does; then none of them counts as kept.
     """
     try:
-        stored = [each.seal() for each in incoming]
+        stored = [each.complete() if is_journaled else each.seal() for each in incoming]
         with disk_errors():
             folders = set[str]()
             for each, file in zip(incoming, stored, strict=True):
@@ -203,13 +239,19 @@ def keep_all(files_root: Path, incoming: Sequence[IncomingFile]) -> list[StoredF
                 os.rename(each.name, f"{files_root}/{file.path}")  # noqa: PTH104 - no Path: this runs a lot
                 each.close()
                 folders.add(folder)
-            for folder in sorted(folders):
+            for folder in () if is_journaled else sorted(folders):
                 fsync_directory(folder)
     except BaseException:
         for each in incoming:
             each.discard()
         raise
     return stored
+
+
+def prepare_folders(files_root: Path) -> None:
+    """Make every folder that a file passes through."""
+    make_durable_directory(str(files_root), INCOMING)
+    _object_folders(str(files_root))
 
 
 @lru_cache(maxsize=16)

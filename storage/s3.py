@@ -13,8 +13,8 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,6 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from storage.durable import disk_errors, make_durable_directory
 from storage.errors import InstanceMissing, NotDurable, StorageError, StorageFull, StorageUnavailable
 from storage.files import SET_ASIDE, StoredObject
+from storage.journal import LeftBehind
 from storage.part10 import OBJECTS, IncomingFile, StoredFile, absolute
 
 _FETCHED = "fetched"
@@ -69,7 +70,22 @@ class S3Files:
         """Begin a file on the local disk; `keep` puts it into the bucket."""
         return _Incoming(self)
 
-    def keep_all(self, incoming: Sequence[IncomingFile]) -> list[StoredFile]:
+    def prepare(self) -> None:
+        """A bucket has no folders."""
+
+    def journal(self, sync: Callable[[], None]) -> None:
+        """None: the bucket is what makes a file durable."""
+
+    def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:
+        """None either."""
+        return nullcontext([])
+
+    def keep_all(
+        self,
+        incoming: Sequence[IncomingFile],
+        *,
+        is_journaled: bool = False,  # noqa: ARG002 - never, here
+    ) -> list[StoredFile]:
         """Put one after the other; those that were put before an error are orphans, as after a crash."""
         return [each.keep() for each in incoming]
 
@@ -219,6 +235,7 @@ class _Incoming(IncomingFile):
 
     def seal(self) -> StoredFile:
         """Say what `keep` will make of the bytes."""
+        self.write_out()
         return self.complete()
 
     def keep(self) -> StoredFile:

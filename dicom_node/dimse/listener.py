@@ -149,6 +149,7 @@ def _receive(
     admission = Admission(settings, receiver.pressure)
     door = Door(settings, DoorServices(receiver, database, admission, guard))
     door.start()
+    receiver.prepare()
 
     def leave(address: str) -> None:
         try:
@@ -166,4 +167,5 @@ def _receive(
     take_connections(control, take)
     receiver.pressure.drain()
     door.drain()
+    receiver.close()
     database.close()

@@ -51,6 +51,7 @@ class WebServices:
         """End the processes that decode, and the threads; the database is its opener's to close."""
         self.decoders.close()
         self.sealers.shutdown()
+        self.receiver.close()
 
 
 def services_of(request: HTTPConnection) -> WebServices:

@@ -22,11 +22,11 @@ class Batches(DiskFiles):
         self.sizes = []
         self.may_go_on = threading.Event()
 
-    def keep_all(self, incoming):
+    def keep_all(self, incoming, *, is_journaled=False):
         self.sizes.append(len(incoming))
         if len(self.sizes) == 1:
             assert self.may_go_on.wait(30)
-        return super().keep_all(incoming)
+        return super().keep_all(incoming, is_journaled=is_journaled)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_one_that_the_database_refuses_fails_alone(commit_many, monkeypatch):
 
 
 def test_a_full_disk_fails_all_and_the_next_ones_go_on(commit_many, files, monkeypatch):
-    def full(_incoming):
+    def full(_incoming, **_options):
         files.sizes.append(0)
         assert files.may_go_on.wait(30)
         raise StorageFull("no room")

@@ -21,7 +21,10 @@ def test_nothing_acknowledged_is_lost_when_the_power_is_cut(volume, zygote, tmp_
     assert figures.retrieved == 50
 
 
-@pytest.mark.parametrize("weakness", ["no-fsync-of-files", "no-fsync-of-index"])
+@pytest.mark.parametrize(
+    "weakness",
+    ["no-fsync-of-files", "no-fsync-of-index", "nothing-in-the-journal", "no-sync-behind-the-journal"],
+)
 def test_the_cut_shows_what_is_not_flushed(volume, tmp_path, weakness):
     with Zygote(weakness) as weak:
         figures = run_cuts(Stage([volume]), weak, tmp_path, 10, seed=1)

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WEAKNESSES = ("no-fsync-of-files", "no-fsync-of-folders", "no-fsync-of-index")
+# The first three without a journal: what is long, or comes with others in one request, goes that way.
+WEAKNESSES = (
+    "no-fsync-of-files",
+    "no-fsync-of-folders",
+    "no-fsync-of-index",
+    "nothing-in-the-journal",
+    "no-sync-behind-the-journal",
+)
 PRELOADED = (
     "dicom_node.dimse.listener",
     "dicom_node.services",
@@ -89,6 +96,33 @@ class Zygote:
 
 def weaken(weakness: str) -> None:
     """Break one promise in this process and in all that it forks."""
+    if "journal" in weakness:
+        _weaken_journal(weakness)
+    else:
+        _do_without_journal()
+        _weaken_fsync(weakness)
+
+
+def _weaken_journal(weakness: str) -> None:
+    from storage import durable, journal
+
+    if weakness == "nothing-in-the-journal":
+        journal.Journal._append = lambda *_: True
+    else:
+        journal.IDLE_S = 0.001
+        durable.FileSystem.sync = lambda _: None
+
+
+def _do_without_journal() -> None:
+    from storage import journal
+
+    def refuse(_: object) -> None:
+        raise OSError
+
+    journal.Journal._make = refuse
+
+
+def _weaken_fsync(weakness: str) -> None:
     from storage import database
 
     prepare = database._prepare_sqlite_connection

@@ -270,8 +270,8 @@ def test_a_folder_that_cannot_be_fsynced_keeps_nothing_for_sure(
 
 def test_a_disk_that_refuses_is_unavailable(files_root: Path, monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, "open", errno.EROFS, lambda path: str(path).endswith(".part"))
-    with pytest.raises(StorageUnavailable, match="EROFS") as caught:
-        new_incoming(files_root)
+    with pytest.raises(StorageUnavailable, match="EROFS") as caught, new_incoming(files_root) as incoming:
+        incoming.write_out()
     assert not isinstance(caught.value, StorageFull)
 
 

@@ -234,10 +234,10 @@ def test_a_disk_that_refuses_a_batch_is_told_for_each_of_it(client, stored, monk
     images = [make_image() for _ in range(3)]
     keep_all, full = DiskFiles.keep_all, [True]
 
-    def refuse_first(files, incoming):
+    def refuse_first(files, incoming, **options):
         if full.pop() if full else False:
             raise StorageFull("no room")
-        return keep_all(files, incoming)
+        return keep_all(files, incoming, **options)
 
     monkeypatch.setattr(DiskFiles, "keep_all", refuse_first)
     answer = client.post(STUDIES, **upload(*map(part10, images)))
@@ -307,14 +307,14 @@ def test_by_a_real_socket_with_everything_at_once(server, stored):
 
 def test_a_client_that_breaks_off_leaves_nothing(server, files_root):
     with socket.create_connection(("127.0.0.1", server)) as peer:
-        request = upload(part10(make_image(rows=300, columns=300)))
+        request = upload(part10(make_image(rows=1200, columns=1200)))
         head = [
             f"POST {STUDIES} HTTP/1.1",
             "Host: node",
             f"Content-Type: {request['headers']['Content-Type']}",
             f"Content-Length: {len(request['content'])}",
         ]
-        peer.sendall("\r\n".join([*head, "", ""]).encode() + request["content"][:100_000])
+        peer.sendall("\r\n".join([*head, "", ""]).encode() + request["content"][:2_000_000])
         wait_until(lambda: incoming(files_root) != [])
     wait_until(lambda: incoming(files_root) == [])
     assert httpx.get(f"http://127.0.0.1:{server}/health/live").json() == {"status": "alive"}

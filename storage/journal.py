@@ -1,0 +1,330 @@
+"""The journal: a short instance is durable here by one flush, before its file and its rows are on the disk.
+
+    journal/<random>.journal    of one process, locked by it; two segments, filled in turn
+
+A record is one page that says what follows (JSON), then the Part 10 file in whole pages. The segments keep
+their place on the disk and are written past the page cache, so a flush is data only: no folder, no inode.
+Files and rows are made at the same time, and not waited for. When a segment is full, or nothing came for a
+while, everything is synced in the background, and only then the segment counts as empty again. What a dead
+process left is made into files again by `left_behind`, before anything else looks at them.
+
+Source: write-ahead logging with redo, after ARIES (Mohan et al., 1992), without undo.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import queue
+import secrets
+import struct
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from storage.durable import FileSystem, disk_errors, fdatasync, fsync_directory, make_durable_directory
+from storage.errors import NotDurable, StorageError
+from storage.part10 import StoredFile, keep_all, new_incoming, own_pages
+
+JOURNAL: Final = "journal"
+SEGMENT_BYTES: Final = 16 << 20
+MAX_RECORDS: Final = 14  # of one batch: with the longest instances they fill a segment
+IDLE_S: Final = 1.0  # after so long without an instance, everything is synced
+_SEGMENTS: Final = 2
+_END: Final = -1
+_ROOM_LEFT: Final = 4  # times its size must be free for a journal to be made: small disks have better uses
+_PAGE: Final = mmap.PAGESIZE
+_HEAD: Final = struct.Struct("<8s16sII")  # what it is, which pass over the segment, bytes of JSON, their CRC
+_MAGIC: Final = b"DCMJRNL1"
+
+
+class Record(NamedTuple):
+    """One instance for the journal."""
+
+    stored: StoredFile
+    note: dict[str, str]  # what recovery must know, and the file does not say: its origin
+    pages: memoryview  # the Part 10 file; page-aligned, whole pages
+
+
+class LeftBehind(NamedTuple):
+    """An instance from the journal of a process that died; its file is durable again."""
+
+    stored: StoredFile
+    note: dict[str, str]
+    written_at: int  # monotonic nanoseconds, alike in all processes of one boot
+
+
+class Journal:
+    """Of one process; its batches come one after the other."""
+
+    def __init__(self, root: Path, sync: Callable[[], None]) -> None:
+        self._root = root
+        self._sync = sync  # makes every file and row durable that is in memory
+        self._turn = threading.Lock()
+        self._descriptor: int | None = None
+        self._is_possible = True
+        self._error: NotDurable | None = None
+        self._segment, self._end, self._pass = 0, 0, b""
+        self._is_empty = [threading.Event() for _ in range(_SEGMENTS)]
+        self._full: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._settler: threading.Thread | None = None
+        self._heads = own_pages(_PAGE * MAX_RECORDS)
+
+    @contextmanager
+    def batch(self, records: Sequence[Record]) -> Iterator[bool]:
+        """Have `records` durable; inside, their files and rows are made. False: no journal can be had here.
+
+        Raises
+        ------
+        NotDurable
+            If a flush failed, now or earlier: nothing is written here any more.
+        """
+        with self._turn:
+            yield self._open() and self._append(records)
+
+    def prepare(self) -> None:
+        """Open the journal and write it once all over: blocks that were written before are flushed faster."""
+        with self._turn:
+            if self._open() and not self._end:
+                zeros = own_pages(1 << 20)
+                with disk_errors():
+                    for start in range(0, _SEGMENTS * SEGMENT_BYTES, len(zeros)):
+                        os.pwrite(self._opened, zeros, start)
+                    fdatasync(self._opened)
+
+    def close(self) -> None:
+        """Sync everything and remove the journal; what cannot be synced stays for recovery."""
+        with self._turn:
+            was_open, self._is_possible = self._descriptor is not None and self._is_possible, False
+            if not was_open:
+                return
+            if self._settler is not None:
+                self._full.put(_END)
+                self._settler.join()
+            with suppress(StorageError), disk_errors():
+                if self._error is None:
+                    self._sync()
+                    self._path.unlink()
+            self._descriptor = None
+            self._closer()
+
+    @property
+    def _opened(self) -> int:
+        assert self._descriptor is not None  # noqa: S101 - asked for inside a batch only
+        return self._descriptor
+
+    def _open(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        if self._descriptor is None and self._is_possible:
+            try:
+                self._make()
+            except OSError:  # no room, or a file system that cannot do this: instances are fsynced one by one
+                self._is_possible = False
+        return self._descriptor is not None
+
+    def _make(self) -> None:
+        size = _SEGMENTS * SEGMENT_BYTES
+        folder = make_durable_directory(str(self._root), JOURNAL)
+        found = os.statvfs(folder)
+        if found.f_bavail * found.f_frsize < _ROOM_LEFT * size:
+            raise OSError
+        self._path = Path(folder) / f"{secrets.token_hex(8)}.journal"
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
+        with _locked(folder):
+            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                os.posix_fallocate(descriptor, 0, size)
+                os.fsync(descriptor)
+                fsync_directory(folder)
+            except BaseException:
+                self._path.unlink()
+                os.close(descriptor)
+                raise
+        self._descriptor = descriptor
+        self._closer = weakref.finalize(self, os.close, descriptor)
+        for event in self._is_empty:
+            event.set()
+        self._begin(0)
+
+    def _begin(self, segment: int) -> None:
+        """Fill `segment` from its start; what is left there of an earlier pass has another number."""
+        self._segment, self._end, self._pass = segment, 0, secrets.token_bytes(16)
+        self._is_empty[segment].clear()
+
+    def _append(self, records: Sequence[Record]) -> bool:
+        size = sum(_PAGE + len(record.pages) for record in records)
+        if size > SEGMENT_BYTES or len(records) > MAX_RECORDS:
+            return False
+        if self._end + size > SEGMENT_BYTES:
+            self._change_segment()
+        views: list[memoryview] = []
+        for number, record in enumerate(records):
+            head = self._heads[number * _PAGE : (number + 1) * _PAGE]
+            self._describe(record, head)
+            views += [head, record.pages]
+        try:
+            if os.pwritev(self._opened, views, self._segment * SEGMENT_BYTES + self._end) != size:
+                raise OSError
+            fdatasync(self._opened)
+        except (OSError, NotDurable) as error:
+            self._error = NotDurable("the journal cannot be written: stop the node and check the disk")
+            raise self._error from error
+        self._end += size
+        self._have_settler()
+        return True
+
+    def _describe(self, record: Record, head: memoryview) -> None:
+        told = {"stored": vars(record.stored), "note": record.note, "at": time.monotonic_ns()}
+        words = json.dumps(told, separators=(",", ":")).encode()
+        _HEAD.pack_into(head, 0, _MAGIC, self._pass, len(words), zlib.crc32(words))
+        head[_HEAD.size : _HEAD.size + len(words)] = words
+
+    def _change_segment(self) -> None:
+        """Go on in the other segment, as soon as it is empty."""
+        following = (self._segment + 1) % _SEGMENTS
+        self._full.put(self._segment)
+        self._have_settler()
+        self._is_empty[following].wait()
+        if self._error is not None:
+            raise self._error
+        self._begin(following)
+
+    def _have_settler(self) -> None:
+        if self._settler is None or not self._settler.is_alive():
+            self._settler = threading.Thread(target=self._settle, name="journal", daemon=True)
+            self._settler.start()
+
+    def _settle(self) -> None:
+        """Empty segments that are full, after a while without instances the one in use too; then end."""
+        seen = -1
+        while True:
+            try:
+                segment = self._full.get(timeout=IDLE_S)
+            except queue.Empty:
+                if self._turn.acquire(blocking=False):
+                    try:
+                        if not self._end or self._error is not None:
+                            self._settler = None
+                            return
+                        if self._end == seen:
+                            self._change_segment()
+                        seen = self._end
+                    finally:
+                        self._turn.release()
+            else:
+                if segment == _END:
+                    return
+                self._empty(segment)
+
+    def _empty(self, segment: int) -> None:
+        """Have everything durable that the segment's records were kept for, then forget them."""
+        try:
+            self._sync()
+            with disk_errors():
+                os.pwrite(self._opened, own_pages(_PAGE), segment * SEGMENT_BYTES)
+                fdatasync(self._opened)
+        except StorageError as error:
+            self._error = NotDurable("what the journal holds cannot be synced: check the disk")
+            self._error.__cause__ = error
+        self._is_empty[segment].set()
+
+
+@contextmanager
+def left_behind(root: Path) -> Iterator[list[LeftBehind]]:
+    """Make files again of what dead processes left in their journals; at the end the journals go.
+
+    Inside, the caller makes the rows durable. Journals of processes that live are not touched; who else
+    recovers meanwhile waits.
+    """
+    folder = root / JOURNAL
+    if not any(folder.glob("*.journal")):
+        yield []
+        return
+    with disk_errors(), _locked(str(folder)):
+        with _of_the_dead(folder) as journals:
+            file_system = FileSystem(root)
+            restored = [record for journal in journals for record in _restored(root, journal)]
+            file_system.sync()
+            yield sorted(restored, key=lambda record: record.written_at)
+            for journal in journals:
+                Path(journal.name).unlink()
+        fsync_directory(folder)
+
+
+@contextmanager
+def _of_the_dead(folder: Path) -> Iterator[list[BinaryIO]]:
+    """Hold the journals that nobody else holds."""
+    held: list[BinaryIO] = []
+    try:
+        for path in sorted(folder.glob("*.journal")):
+            journal: BinaryIO = path.open("rb")
+            try:
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.append(journal)
+            except BlockingIOError:
+                journal.close()
+        yield held
+    finally:
+        for journal in held:
+            journal.close()
+
+
+def _restored(root: Path, journal: BinaryIO) -> Iterator[LeftBehind]:
+    for start in range(0, _SEGMENTS * SEGMENT_BYTES, SEGMENT_BYTES):
+        current = None
+        for which, told, content in _records(journal, start):
+            current = current or which
+            if which != current or not _restore(root, told, content):
+                break  # of an earlier pass, or torn: it was never acknowledged, and nothing comes after it
+            yield LeftBehind(StoredFile(**told["stored"]), told["note"], told["at"])
+
+
+def _records(journal: BinaryIO, start: int) -> Iterator[tuple[bytes, dict[str, Any], bytes]]:
+    position = start
+    while position + _PAGE <= start + SEGMENT_BYTES:
+        journal.seek(position)
+        head = journal.read(_PAGE)
+        if len(head) < _PAGE:
+            return
+        magic, which, length, crc = _HEAD.unpack_from(head)
+        words = head[_HEAD.size : _HEAD.size + length]
+        if magic != _MAGIC or zlib.crc32(words) != crc:
+            return
+        told = json.loads(words)
+        size = told["stored"]["size_bytes"]
+        yield which, told, journal.read(size)
+        position += _PAGE + whole_pages(size)
+
+
+def _restore(root: Path, told: dict[str, Any], content: bytes) -> bool:
+    """Write the file anew: what lies under its name may be a part of it. False: the record is torn."""
+    with new_incoming(root) as incoming:
+        incoming.write(content)
+        is_whole = incoming.complete() == StoredFile(**told["stored"])
+        if is_whole:
+            incoming.write_out()
+            keep_all(root, [incoming], is_journaled=True)
+    return is_whole
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Making and taking journals is for one process at a time."""
+    descriptor = os.open(f"{folder}/lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def whole_pages(size: int) -> int:
+    """The bytes of the pages that `size` bytes fill."""
+    return -(-size // _PAGE) * _PAGE
