@@ -149,6 +149,10 @@ def _remarks(series: SourceSeries, reading: Reading) -> tuple[str, ...]:
         remarks.append("Sizes are at the detector plane (Imager Pixel Spacing), larger than in the patient.")
     if reading.ventricle is not None:
         remarks += remarks_on(reading.ventricle)
+    if reading.bridged:
+        slices = "1 slice" if reading.bridged == 1 else f"{reading.bridged} slices"
+        its = "its" if reading.bridged == 1 else "their"
+        remarks.append(f"On {slices} that the model missed, the outline is what {its} neighbours share.")
     if reading.why_no_volume:
         remarks.append(reading.why_no_volume)
     if not reading.prediction.is_well_formed:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from dicom_node.bridging import bridge_gaps
 from dicom_node.cine import NoStack, cine_grid
 from dicom_node.frames import Frame, SourceSeries
 from dicom_node.mask_stack import MaskStack
@@ -34,6 +35,7 @@ class Reading:
     target: str | None
     ventricle: VentricleVolumes | None  # of a stack of the heart
     why_no_volume: str = ""  # a sentence, where the heart was asked for and is no stack
+    bridged: int = 0  # slices whose outline is what their neighbours share
 
     @property
     def has_region(self) -> bool:
@@ -47,11 +49,13 @@ def read_series(series: SourceSeries, predictor: Predictor, request: AnalysisReq
     middle = len(series.frames) // 2
     first = predictor.predict(Image(series.frames[middle].image), prompt)
     masks = _masks(series.frames, predictor, prompt, first, middle)
+    bridged = bridge_gaps(series.frames, masks, MIN_REGION_PX)
     target = first.target or request.target
     ventricle, why_not = _ventricle(series.frames, masks, target)
     key = _key(masks, middle, ventricle)
     answer = first if key == middle else predictor.predict(Image(series.frames[key].image), prompt)
-    return Reading(series.frames[key], answer, masks, answer.target or request.target, ventricle, why_not)
+    told = answer.target or request.target
+    return Reading(series.frames[key], answer, masks, told, ventricle, why_not, bridged)
 
 
 def _masks(
