@@ -204,7 +204,7 @@ class LimitedChild:
         poll = select.poll()
         poll.register(self._wire, select.POLLIN)
         while not poll.poll(WATCH_S * 1000):
-            if _resident_bytes(self.pid) > limits.resident_bytes:
+            if resident_bytes(self.pid) > limits.resident_bytes:
                 self.kill()
                 raise PixelBudgetExceeded(f"it held more than {limits.resident_bytes // MIB} MiB of memory")
             if time.monotonic() > deadline:
@@ -330,7 +330,8 @@ def _environment(threads: int) -> dict[str, str]:
     }
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds, in bytes; 0 when it ended."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
     except (OSError, IndexError):  # it ended: the wire says how

@@ -5,6 +5,8 @@ It is imported in the limited child (`limited.py`), never trusted by the worker:
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from inference.contract import Diagnosis, Image, Prediction, Predictor, Prompt
 from inference.errors import InferenceError
 from inference.runtime import open_predictor
+from inference.runtime.gathering import URGENCY, Urgency
 from inference.settings import InferenceSettings
 
 Plain = dict[str, Any]
@@ -27,32 +30,49 @@ def identify(name: str, settings: str) -> Plain:
     return {"name": predictor.name, "version": predictor.version, "digest": predictor.digest}
 
 
-def predict(name: str, settings: str, pixels: NDArray[np.uint8], prompt: Plain) -> Plain:
-    """`Predictor.predict` of one image."""
+def answer(
+    name: str, settings: str, questions: Sequence[tuple[str, Sequence[Any], float]]
+) -> list[dict[str, Any]]:
+    """What each of FUNCTIONS says to its arguments, in order; several at once, the urgent first.
+
+    A question is the name of a function, its arguments, and a priority.
+    """
+    predictor = _predictor(name, settings)
+    if len(questions) == 1:
+        return [_answer(predictor, *questions[0])]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return list(pool.map(lambda question: _answer(predictor, *question), questions))
+
+
+def _answer(predictor: Predictor, function: str, arguments: Sequence[Any], priority: float) -> Plain:
+    token = URGENCY.set(Urgency(priority))
     try:
-        prediction = _predictor(name, settings).predict(Image(pixels), Prompt(**prompt))
+        return FUNCTIONS[function](predictor, *arguments)
     except InferenceError as error:
         return _problem(error)
-    return {"predictions": [to_plain(prediction)]}
+    finally:
+        URGENCY.reset(token)
 
 
-def segment(
-    name: str, settings: str, pixels: list[NDArray[np.uint8]], prompt: Plain, like: Plain | None
+def _predict(predictor: Predictor, pixels: NDArray[np.uint8], prompt: Plain) -> Plain:
+    return {"predictions": [to_plain(predictor.predict(Image(pixels), Prompt(**prompt)))]}
+
+
+def _segment(
+    predictor: Predictor, pixels: list[NDArray[np.uint8]], prompt: Plain, like: Plain | None
 ) -> Plain:
-    """`Predictor.segment` of some images."""
-    images = [Image(each) for each in pixels]
     key = None if like is None else from_plain(like)
-    try:
-        predictions = _predictor(name, settings).segment(images, Prompt(**prompt), key)
-    except InferenceError as error:
-        return _problem(error)
+    predictions = predictor.segment([Image(each) for each in pixels], Prompt(**prompt), key)
     return {"predictions": [to_plain(prediction) for prediction in predictions]}
 
 
-def spared(name: str, settings: str) -> Plain:
-    """What each graph that is remembered was spared: runs, and how often its answer was known."""
-    serving = getattr(_predictor(name, settings), "serving", None)
+def _spared(predictor: Predictor) -> Plain:
+    """Of each graph that is remembered: runs, and how often its answer was known."""
+    serving = getattr(predictor, "serving", None)
     return {} if serving is None else {graph: vars(each) for graph, each in serving.spared().items()}
+
+
+FUNCTIONS: dict[str, Callable[..., Plain]] = {"predict": _predict, "segment": _segment, "spared": _spared}
 
 
 @functools.cache

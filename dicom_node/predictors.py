@@ -1,11 +1,13 @@
 """The predictors of this process: each model package is verified and opened once; a worker's in children."""
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 from dicom_node import readiness
 from dicom_node.limited import MIB
-from dicom_node.model_process import ModelProcess, ModelStopped
+from dicom_node.model_process import ModelAttempt, ModelProcess, ModelStopped
 from dicom_node.plausible import require_plausible
 from dicom_node.settings import NodeSettings
 from inference.contract import Image, Prediction, Predictor, Prompt
@@ -57,9 +59,11 @@ class WorkerModels:
 
     def __init__(self, settings: NodeSettings) -> None:
         self._settings = settings
-        self._processes: dict[str, ModelProcess] = {}
+        self._processes: OrderedDict[str, ModelProcess] = OrderedDict()  # used last stands last
+        self._attempts: dict[str, list[ModelAttempt]] = {}
+        self._lock = threading.Lock()
 
-    def open(self, name: str) -> ModelProcess:
+    def open(self, name: str, job_id: str = "", priority: float = 0.0) -> ModelAttempt:
         """The predictor of the model package `name` for one attempt, its process started again if it ended.
 
         Raises
@@ -69,10 +73,7 @@ class WorkerModels:
         ModelStopped
             If its process ended while it was opened.
         """
-        if name not in self._processes:
-            resident_bytes = self._settings.jobs.model_memory_mb * MIB
-            self._processes[name] = ModelProcess(name, self._settings.inference, resident_bytes)
-        process = self._processes[name]
+        process = self._process(name)
         try:
             is_new = process.open()
         except (InferenceError, ModelStopped) as error:
@@ -82,15 +83,58 @@ class WorkerModels:
         if is_new:
             extra = {"model": process.name, "model_version": process.version, "digest": process.digest}
             logger.info("model opened", extra=extra)
-        process.left_s = self._settings.jobs.time_limit_s
-        return process
+            self._make_room(name)
+        attempt = ModelAttempt(process, left_s=self._settings.jobs.time_limit_s, priority=priority)
+        self._attempts.setdefault(job_id, []).append(attempt)
+        return attempt
 
-    def stop(self) -> None:
-        """End what the models do now, from another thread than the one that waits for them."""
-        for process in list(self._processes.values()):
-            process.stop()
+    def _process(self, name: str) -> ModelProcess:
+        jobs = self._settings.jobs
+        with self._lock:
+            if name not in self._processes:
+                self._processes[name] = ModelProcess(
+                    name, self._settings.inference, jobs.model_memory_mb * MIB, at_once=jobs.at_once
+                )
+            self._processes.move_to_end(name)
+            return self._processes[name]
+
+    def _make_room(self, name: str) -> None:
+        """End idle processes, the one used longest ago first, until what all hold is what they may hold."""
+        most = self._settings.jobs.all_models_memory_mb * MIB
+        with self._lock:
+            held = {each: process.footprint_bytes for each, process in self._processes.items()}
+            for each in surplus(held, most, keep=name):
+                if self._processes[each].is_idle:
+                    self._processes[each].close()
+                    extra = {"model": each, "footprint_mb": held[each] // MIB}
+                    logger.info("model closed to make room", extra=extra)
+
+    def stop(self, job_id: str) -> None:
+        """End what the models do for a job, from another thread than the one that waits for them."""
+        for attempt in self._attempts.get(job_id, []):
+            attempt.stop()
+
+    def stop_all(self) -> None:
+        """End whatever the models do now."""
+        for attempts in list(self._attempts.values()):
+            for attempt in attempts:
+                attempt.stop()
+
+    def forget(self, job_id: str) -> None:
+        """The attempt at a job is over."""
+        self._attempts.pop(job_id, None)
 
     def close(self) -> None:
         """End the processes of the models."""
         for process in self._processes.values():
             process.close()
+
+
+def surplus(footprints: Mapping[str, int], most: int, *, keep: str) -> list[str]:
+    """Which models must go, the first given first, so that the rest fits `most` bytes; 0 is any."""
+    gone, total = [], sum(footprints.values())
+    for name, footprint in footprints.items():
+        if most and total > most and name != keep and footprint:
+            gone.append(name)
+            total -= footprint
+    return gone

@@ -126,6 +126,18 @@ class JobSettings(Section):
         ge=64,
         description="The process of a model that holds more memory is ended, in MiB.",
     )
+    all_models_memory_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Memory that all models of one worker may hold, in MiB, as measured when one is opened: "
+        "those used longest ago are closed until they are needed. 0 = no bound.",
+    )
+    at_once: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Jobs that one worker runs side by side, on the same models; on a processor 1 is best.",
+    )
     aging_s: float = Field(
         default=60.0,
         ge=1,

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from dicom_node.limited import LimitedPool
 from dicom_node.model_process import ModelStopped
 from dicom_node.pipeline import Services, run_job, warm_up
 from dicom_node.predictors import WorkerModels
+from dicom_node.questions import PRIORITY, RULE
 from dicom_node.services import open_decoders, open_receiver
 from dicom_node.settings import NodeSettings
 from inference.contract import Predictor
@@ -118,7 +120,7 @@ def register_run_job(app: Celery, settings: NodeSettings, database: Database) ->
     """
     worker = RunWorker(settings, database, WakeUps(app), WorkerModels(settings))
     worker.open_models()
-    lanes = Lanes(lambda _: worker.run_next(), lambda _: 1)
+    lanes = Lanes(lambda _: worker.run_next(), lambda _: settings.jobs.at_once)
     lanes.wake(RUN_QUEUE)
     signals.worker_shutting_down.connect(lambda **_: worker.end(lanes), weak=False)
 
@@ -156,7 +158,7 @@ def at_once(task: Callable[[], None], _: object, consumer: Any, **__: object) ->
 
 
 class RunWorker:
-    """Runs one job after the other, with models that live in processes of their own."""
+    """Runs jobs, jobs.at_once of them side by side, with models that live in processes of their own."""
 
     def __init__(
         self, settings: NodeSettings, database: Database, wake_ups: WakeUps, models: WorkerModels
@@ -186,8 +188,10 @@ class RunWorker:
         if job is None:
             return False
         started = time.monotonic()
-        with keep_lease(self._services, job, self._settings, lost=self._models.stop):
+        lost = partial(self._models.stop, job.job_id)
+        with keep_lease(self._services, job, self._settings, lost=lost):
             is_done = self._attempt(job)
+        self._models.forget(job.job_id)
         if is_done:
             seconds = round(time.monotonic() - started, 3)
             extra = {"job_id": job.job_id, "attempt": job.attempt, "seconds": seconds}
@@ -198,7 +202,7 @@ class RunWorker:
     def _attempt(self, job: ClaimedJob) -> bool:
         extra = {"job_id": job.job_id, "attempt": job.attempt}
         try:
-            run_job(job, self._services)
+            run_job(job, self._services_of(job))
         except LeaseLost:
             logger.warning("job was taken over", extra=extra)
             return False
@@ -211,11 +215,18 @@ class RunWorker:
             return False
         return True
 
+    def _services_of(self, job: ClaimedJob) -> Services:
+        """The models as this job asks them: a person's question before what a rule wants."""
+        priority = PRIORITY if job.rule == RULE else 0
+        return replace(
+            self._services, open_predictor=partial(self._models.open, job_id=job.job_id, priority=priority)
+        )
+
     def end(self, lanes: Lanes) -> None:
         """Let the job at hand end within jobs.stop_grace_s, or hand it back; take up nothing new."""
         if not lanes.stop(self._settings.jobs.stop_grace_s):
             self._is_ending.set()
-            self._models.stop()
+            self._models.stop_all()
             lanes.stop(HAND_BACK_S)
         self.close()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.model_process import ModelProcess
+from dicom_node.model_process import ModelAttempt
 from inference.contract import Image, Prompt
 
 FIRST, SECOND = "Is there a lesion in this image, and is it malignant?", "Where is the lesion?"
@@ -30,7 +30,7 @@ class Asked:
     encoder_runs: int  # of these twice as many questions
 
 
-def measure_questions(model: ModelProcess, image: Image, rounds: int) -> Asked:
+def measure_questions(model: ModelAttempt, image: Image, rounds: int) -> Asked:
     """Ask two questions about each of `rounds` variants of `image` that the model has not seen."""
     before, pairs = model.spared(), []
     for seed in range(UNSEEN, UNSEEN + rounds):

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 
 from dicom_node import readiness
 from dicom_node.__main__ import main
-from dicom_node.model_process import ModelProcess, ModelStopped
+from dicom_node.model_process import ModelAttempt, ModelProcess, ModelStopped
 from dicom_node.plausible import require_plausible
 from dicom_node.predictors import WorkerModels
 from dicom_node.services import open_receiver
@@ -50,43 +50,44 @@ def process(models: Path) -> Iterator[ModelProcess]:
 
 
 @pytest.fixture
-def model(process: ModelProcess) -> ModelProcess:
-    process.left_s = float("inf")
+def model(process: ModelProcess) -> ModelAttempt:
     process.open()
-    return process
+    return ModelAttempt(process)
 
 
-def test_a_model_in_a_process_says_what_it_says_here(model: ModelProcess) -> None:
+def test_a_model_in_a_process_says_what_it_says_here(process: ModelProcess, model: ModelAttempt) -> None:
     here = darkest_part(IMAGE)
     for there in (model.predict(IMAGE, Prompt(PLAIN)), *model.segment([IMAGE] * 3, Prompt(PLAIN), here)):
         assert (there.mask == here.mask).all()
         assert there.similarity.dtype == np.float32
         assert (there.diagnosis, there.text, there.target) == (here.diagnosis, here.text, here.target)
     assert (model.name, model.version, len(model.digest)) == ("sim4seg-s", "0.0.1", 64)
-    assert model.open() is False
+    assert process.open() is False
 
 
 @pytest.mark.parametrize("deed", ["segfault", "exhaust memory"])
-def test_a_model_that_breaks_is_stopped_and_starts_again(model: ModelProcess, deed: str) -> None:
+def test_a_model_that_breaks_is_stopped_and_starts_again(
+    process: ModelProcess, model: ModelAttempt, deed: str
+) -> None:
     with pytest.raises(ModelStopped):
         model.predict(IMAGE, Prompt(f"stub {deed}"))
-    assert model.open() is True
+    assert process.open() is True
     assert model.predict(IMAGE, Prompt(PLAIN)).has_region
 
 
-def test_a_model_that_spins_is_ended_in_time(model: ModelProcess) -> None:
+def test_a_model_that_spins_is_ended_in_time(model: ModelAttempt) -> None:
     model.left_s = 0.5
     with pytest.raises(ModelStopped, match="longer than"):
         model.predict(IMAGE, Prompt("stub spin"))
 
 
 @pytest.mark.parametrize("deed", ["nan", "wrong shape", "nonsense"])
-def test_what_cannot_be_meant_is_refused(model: ModelProcess, deed: str) -> None:
+def test_what_cannot_be_meant_is_refused(model: ModelAttempt, deed: str) -> None:
     with pytest.raises(OutputInvalid, match="OUTPUT_INVALID"):
         model.segment([IMAGE], Prompt(f"stub {deed}"), None)
 
 
-def test_errors_of_inference_keep_their_kind(model: ModelProcess) -> None:
+def test_errors_of_inference_keep_their_kind(model: ModelAttempt) -> None:
     with pytest.raises(InputRejected, match="fail first"):
         model.predict(IMAGE, Prompt("stub fly"))
     with pytest.raises(DeviceOutOfMemory):

@@ -66,13 +66,19 @@ class FakeModels(WorkerModels):
         self.problem: Exception | None = None
         self.stops = 0
 
-    def open(self, name: str) -> Predictor:
+    def open(self, name: str, job_id: str = "", priority: float = 0.0) -> Predictor:
         if self.problem is not None:
             raise self.problem
         return self.predictor
 
-    def stop(self) -> None:
+    def stop(self, job_id: str) -> None:
         self.stops += 1
+
+    def stop_all(self) -> None:
+        self.stops += 1
+
+    def forget(self, job_id: str) -> None:
+        pass
 
     def close(self) -> None:
         self.is_closed = True
