@@ -30,6 +30,8 @@ CARD = """# {name}
 {end}
 """
 COLUMNS = ("dice", "giou", "ciou", "balanced_accuracy")
+# of metrics.json -> title: the zone that the text names, beside the true mask and the one drawn
+WORDS = {"zone_accuracy": "zone named", "text_mask_agreement": "words = mask"}
 
 
 def write_manifest(
@@ -76,15 +78,18 @@ diagnoses = {json.dumps(list(diagnoses))}
 
 def results_table(metrics: dict[str, Any]) -> str:
     """metrics.json as a Markdown table; a dash where nothing was measured."""
-    head = "| data set | images | Dice | gIoU | cIoU | balanced accuracy | majority class | well-formed |"
+    titles = ["Dice", "gIoU", "cIoU", "balanced accuracy", "majority class", *WORDS.values(), "well-formed"]
+    head = f"| data set | images | {' | '.join(titles)} |"
     rows = [_row(name, scores) for name, scores in sorted(metrics["datasets"].items())]
-    return "\n".join([head, "|---|--:|--:|--:|--:|--:|--:|--:|", *rows])
+    return "\n".join([head, f"|---|--:|{'--:|' * len(titles)}", *rows])
 
 
 def _row(name: str, scores: dict[str, Any]) -> str:
     cells = [name, str(scores["images"]), *(_interval(scores.get(column)) for column in COLUMNS)]
     chance = scores.get("majority_balanced_accuracy")
-    cells += ["-" if chance is None else f"{chance:.3f}", f"{scores['well_formed_rate']:.3f}"]
+    cells.append("-" if chance is None else f"{chance:.3f}")
+    cells += [_interval(scores.get(column)) for column in WORDS]
+    cells.append(f"{scores['well_formed_rate']:.3f}")
     return f"| {' | '.join(cells)} |"
 
 
