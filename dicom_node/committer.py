@@ -53,7 +53,7 @@ class Committer:
     def __init__(self, database: Database, files: FileStore) -> None:
         self._writer = database.writer()
         self._files = files
-        self.journal = files.journal(self._writer.sync)
+        self.journal = files.journal(self._writer.folder)
         self._lock = threading.Lock()
         self._waiting: list[_Order] = []
         self._is_busy = False

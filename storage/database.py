@@ -42,7 +42,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from storage.durable import FileSystem, disk_errors, make_durable_directory
+from storage.durable import disk_errors, make_durable_directory
 from storage.errors import DatabaseRefused, SchemaMismatch, StorageError, StorageFull, StorageUnavailable
 
 Transaction: TypeAlias = Session
@@ -150,15 +150,13 @@ class Writer:
         self._is_kept = engine.dialect.name == "sqlite"
         self._session: Session | None = None
         self._is_waiting = True  # for the disk, at a commit
-        folder = Path(engine.url.database or "").parent
-        self._file_system = FileSystem(folder) if self._is_kept else None
 
     @contextmanager
     def transaction(self, *, is_journaled: bool = False) -> Iterator[Transaction]:
         """Open a transaction as `Database.transaction` does.
 
-        `is_journaled`: until `sync`, what it writes can be made again from the journal of the files, so
-        SQLite's commit is not waited for. Everybody sees it at once; the next that is waited for flushes it.
+        `is_journaled`: until `folder` is synced, what it writes can be made again from the journal of the
+        files, so SQLite's commit is not waited for. Everybody sees it at once.
         """
         if not self._is_kept:
             with self._database.transaction() as tx:
@@ -181,10 +179,10 @@ class Writer:
             session.expunge_all()
             self._session = session
 
-    def sync(self) -> None:
-        """Have every commit durable; raises NotDurable."""
-        if self._file_system is not None:
-            self._file_system.sync()
+    @property
+    def folder(self) -> Path | None:
+        """Where commits lie that were not waited for: syncing it makes them durable. None: there are none."""
+        return Path(self._engine.url.database or "").parent if self._is_kept else None
 
     def close(self) -> None:
         """Give the connection back."""

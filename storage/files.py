@@ -5,13 +5,13 @@ file, and has them durable when `IncomingFile.keep` returns; only then may rows 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from storage.durable import FileSystem, disk_errors, fsync_directory, make_durable_directory
+from storage.durable import disk_errors, fsync_directory, make_durable_directory
 from storage.journal import Journal, LeftBehind, left_behind
 from storage.part10 import (
     OBJECTS,
@@ -53,10 +53,10 @@ class FileStore(Protocol):
         """Make the folders that files will need."""
         ...
 
-    def journal(self, sync: Callable[[], None]) -> Journal | None:
-        """Make this process's journal, for files that are kept with `is_journaled`; `sync` is for their rows.
+    def journal(self, index: Path | None) -> Journal | None:
+        """Make this process's journal, for files that are kept with `is_journaled`.
 
-        None: this store has no use for one.
+        `index`: the folder of their rows, if those are not durable either. None: this store needs no journal.
         """
         ...
 
@@ -133,15 +133,9 @@ class DiskFiles:
         with disk_errors():
             prepare_folders(self._root)
 
-    def journal(self, sync: Callable[[], None]) -> Journal:
+    def journal(self, index: Path | None) -> Journal:
         """Make a journal beside the files."""
-        file_system = FileSystem(make_durable_directory(str(self._root)))
-
-        def sync_all() -> None:
-            file_system.sync()
-            sync()
-
-        return Journal(self._root, sync_all)
+        return Journal(self._root, index)
 
     def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:
         """Take the journals of dead processes."""

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -62,9 +62,10 @@ class LeftBehind(NamedTuple):
 class Journal:
     """Of one process; its batches come one after the other."""
 
-    def __init__(self, root: Path, sync: Callable[[], None]) -> None:
+    def __init__(self, root: Path, index: Path | None) -> None:
         self._root = root
-        self._sync = sync  # makes every file and row durable that is in memory
+        self._index = index  # the folder of rows that are not waited for; None = there are none
+        self._file_systems: list[FileSystem] = []
         self._turn = threading.Lock()
         self._descriptor: int | None = None
         self._is_possible = True
@@ -136,6 +137,8 @@ class Journal:
             raise OSError
         self._path = Path(folder) / f"{secrets.token_hex(8)}.journal"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
+        folders = [self._root] if self._index is None else [self._root, self._index]
+        self._file_systems = [FileSystem(each) for each in folders]
         with _locked(folder):
             descriptor = os.open(self._path, flags, 0o600)
             try:
@@ -222,6 +225,10 @@ class Journal:
                 if segment == _END:
                     return
                 self._empty(segment)
+
+    def _sync(self) -> None:
+        for file_system in self._file_systems:
+            file_system.sync()
 
     def _empty(self, segment: int) -> None:
         """Have everything durable that the segment's records were kept for, then forget them."""

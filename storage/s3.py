@@ -13,7 +13,7 @@ import io
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ class S3Files:
     def prepare(self) -> None:
         """A bucket has no folders."""
 
-    def journal(self, sync: Callable[[], None]) -> None:
+    def journal(self, index: Path | None) -> None:
         """None: the bucket is what makes a file durable."""
 
     def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:

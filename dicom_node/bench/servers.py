@@ -27,7 +27,7 @@ NO_FSYNC: Final = """
 #include <sys/types.h>
 int fsync(int fd) { return 0; }
 int fdatasync(int fd) { return 0; }
-int sync_file_range(int fd, off_t offset, off_t count, unsigned int flags) { return 0; }
+int syncfs(int fd) { return 0; }
 """
 NO_FSYNC_NAME: Final = "bench_no_fsync"
 MINIMAL_SCP: Final = """
