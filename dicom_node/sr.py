@@ -19,7 +19,6 @@ from highdicom.sr import (
     DeviceObserverIdentifyingAttributes,
     FindingSite,
     GraphicTypeValues,
-    ImageContentItem,
     ImageRegion,
     Measurement,
     MeasurementReport,
@@ -53,6 +52,7 @@ from dicom_node.provenance import (
 from dicom_node.regions import outline
 from dicom_node.seg import SECONDARY_CAPTURE
 from dicom_node.sr_measurements import measurements_of, percent
+from dicom_node.sr_sources import image_library, name_all_sources
 
 SERIES_NUMBER: Final = 9002
 NOT_NORMAL: Final = "That nothing was outlined does not mean that the images are normal."
@@ -75,8 +75,9 @@ def build_report(
 
     Source: PS3.16 TID 1500, TID 1410, TID 4019; interop.md 4.6 for what OHIF needs.
     """
-    report = _measurement_report(series, segmentations, findings, provenance)
-    evidence = [*map(evidence_of, series.datasets), *segmentations]
+    some = _representatives(series, findings)
+    report = _measurement_report(series, some, segmentations, findings, provenance)
+    evidence = [*map(evidence_of, some), *segmentations]
     dataset = Comprehensive3DSR(
         evidence=evidence,
         content=report[0],
@@ -93,7 +94,7 @@ def build_report(
         is_final=False,
         contributing_equipment=[provenance.equipment()],
     )
-    restore_classes(dataset, series)
+    name_all_sources(dataset, series)
     if provenance.context.predecessors:
         dataset.PredecessorDocumentsSequence = _predecessors(provenance.context.predecessors)
     stamp(dataset, provenance, latest_stamp(series.datasets))
@@ -124,16 +125,6 @@ def _study_item(study_instance_uid: str, by_series: dict[str, list[Dataset]]) ->
     return study
 
 
-def restore_classes(report: Dataset, series: SourceSeries) -> None:
-    """Put the sources' own SOP Classes where `evidence_of` had to name another."""
-    classes = {str(source.SOPInstanceUID): source.SOPClassUID for source in series.datasets}
-    for study in report.CurrentRequestedProcedureEvidenceSequence:
-        for referenced in study.ReferencedSeriesSequence:
-            for instance in referenced.ReferencedSOPSequence:
-                uid = str(instance.ReferencedSOPInstanceUID)
-                instance.ReferencedSOPClassUID = classes.get(uid, instance.ReferencedSOPClassUID)
-
-
 def evidence_of(source: Dataset) -> Dataset:
     """What highdicom reads of a source: whose it is, and what an image library entry says."""
     evidence = patient_and_study(source)
@@ -148,8 +139,19 @@ def evidence_of(source: Dataset) -> Dataset:
     return evidence
 
 
+def _representatives(series: SourceSeries, findings: Findings) -> list[Dataset]:
+    """The key image and one of each series: what highdicom is shown, since it takes 5 ms an image."""
+    chosen = {str(each.SeriesInstanceUID): str(each.SOPInstanceUID) for each in reversed(series.datasets)}
+    uids = {*chosen.values(), str(findings.key.source.SOPInstanceUID)}
+    return [each for each in series.datasets if str(each.SOPInstanceUID) in uids]
+
+
 def _measurement_report(
-    series: SourceSeries, segmentations: Sequence[Dataset], findings: Findings, provenance: Provenance
+    series: SourceSeries,
+    some: Sequence[Dataset],
+    segmentations: Sequence[Dataset],
+    findings: Findings,
+    provenance: Provenance,
 ) -> MeasurementReport:
     tracking = TrackingIdentifier(
         uid=provenance.uid("tracking"), identifier=f"{codes.target_of(findings.target).label} 1"
@@ -169,7 +171,7 @@ def _measurement_report(
     if findings.region is None:
         content.pop()
         content.append(_evaluations(findings, provenance))
-    content.insert(-1, _image_library(series))
+    content.insert(-1, image_library(some))
     return report
 
 
@@ -304,33 +306,3 @@ def _diagnosis(findings: Findings) -> list[CodeContentItem]:
         certainty = NumContentItem(codes.CERTAINTY, value, codes.PERCENT, relationship_type=properties)
         item.ContentSequence = ContentSequence([certainty])
     return [item]
-
-
-def _image_library(series: SourceSeries) -> ContainerContentItem:
-    """One entry per source instance. Source: PS3.16 TID 1600, 1601, 1602."""
-    library = ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=RelationshipTypeValues.CONTAINS)
-    group = ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=RelationshipTypeValues.CONTAINS)
-    group.ContentSequence = ContentSequence([_library_entry(source) for source in series.datasets])
-    library.ContentSequence = ContentSequence([group])
-    return library
-
-
-def _library_entry(source: Dataset) -> ImageContentItem:
-    context = RelationshipTypeValues.HAS_ACQ_CONTEXT
-    modality = codes.MODALITIES.get(str(source.get("Modality") or ""), codes.OTHER_MODALITY)
-    entry = ImageContentItem(
-        name=codes.SOURCE,
-        referenced_sop_class_uid=source.SOPClassUID,
-        referenced_sop_instance_uid=source.SOPInstanceUID,
-        relationship_type=RelationshipTypeValues.CONTAINS,
-    )
-    entry.ContentSequence = ContentSequence(
-        [
-            CodeContentItem(codes.MODALITY, modality, context),
-            NumContentItem(codes.PIXEL_DATA_ROWS, int(source.Rows), codes.PIXELS, relationship_type=context),
-            NumContentItem(
-                codes.PIXEL_DATA_COLUMNS, int(source.Columns), codes.PIXELS, relationship_type=context
-            ),
-        ]
-    )
-    return entry

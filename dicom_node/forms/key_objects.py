@@ -11,7 +11,8 @@ from dicom_node.forms.content import Content, key_images
 from dicom_node.forms.envelope import references
 from dicom_node.product import MANUFACTURER
 from dicom_node.provenance import RESEARCH_USE, latest_stamp, stamp
-from dicom_node.sr import evidence_of, impression, restore_classes
+from dicom_node.sr import evidence_of, impression
+from dicom_node.sr_sources import restore_classes
 
 SERIES_NUMBER: Final = 9005
 
