@@ -1,5 +1,6 @@
 """Says what is wrong with this installation, and what to do."""
 
+import importlib
 import shutil
 import sqlite3
 import sys
@@ -10,7 +11,10 @@ from dicom_node.dimse.calling import caller_of
 from dicom_node.dimse.scu import echo
 from dicom_node.errors import PeerError
 from dicom_node.settings import NodeSettings
+from inference.errors import InferenceError
 from inference.runtime import list_models
+from inference.runtime.installation import look
+from inference.runtime.model_repository import open_package
 from storage.database import Database, require_current_schema
 from storage.errors import StorageError
 
@@ -70,6 +74,39 @@ def _models(settings: NodeSettings) -> Iterator[Finding]:
             yield True, f"model {name} {found[name].version}: every file is the one it was made with"
 
 
+def _execution_providers(settings: NodeSettings) -> Iterator[Finding]:
+    """What runs the models: wanted, had, and why not."""
+    found = look()
+    builds = ", ".join(f"{name} {version}" for name, version in found.builds.items())
+    if len(found.builds) != 1:
+        yield False, f"ONNX Runtime: {builds or 'none is installed'}; install one of the extras cpu and gpu"
+        return
+    yield True, f"{builds} offers {', '.join(found.offered)}"
+    devices = ", ".join(found.devices) or "no device"
+    driver, cuda = found.driver or "not loaded", found.cuda or "not installed"
+    tensorrt = found.tensorrt or "not installed"
+    yield True, f"NVIDIA driver {driver}, {devices}; CUDA {cuda}, TensorRT {tensorrt}"
+    for provider in settings.inference.execution_providers:
+        why_not = found.why_not(provider)
+        sentence = f"execution provider {provider} is wanted"
+        yield why_not is None, f"{sentence} and can be had" if why_not is None else f"{sentence}: {why_not}"
+
+
+def _prepared(settings: NodeSettings) -> Iterator[Finding]:
+    inference = settings.inference
+    if inference.engines == "plain":
+        yield True, "engines: plain, as configured; nothing has to be prepared"
+        return
+    # Loaded here: where no jobs are run, there may be no ONNX Runtime.
+    prepared = importlib.import_module("inference.runtime.prepared")
+    for name in sorted({route.model for route in settings.routes}):
+        try:
+            chosen = prepared.find_prepared(open_package(inference.model_repository, name), inference)
+            yield True, f"engines of {name}: {chosen.evidence.winner.name}, of {chosen.evidence.made_at}"
+        except InferenceError as error:
+            yield False, f"engines: {error}"
+
+
 def _viewer(settings: NodeSettings) -> Iterator[Finding]:
     root = settings.viewer.ohif_root
     if root is None:
@@ -93,7 +130,16 @@ def _destinations(settings: NodeSettings) -> Iterator[Finding]:
             yield False, f"destination {destination.name}: {error}"
 
 
-CHECKS: tuple[Check, ...] = (_python, _disk, _database, _models, _viewer, _destinations)
+CHECKS: tuple[Check, ...] = (
+    _python,
+    _disk,
+    _database,
+    _models,
+    _execution_providers,
+    _prepared,
+    _viewer,
+    _destinations,
+)
 
 
 def _existing(path: Path) -> Path:

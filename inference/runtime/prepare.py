@@ -17,6 +17,7 @@ from inference.errors import EngineRejected, InferenceError, PackageInvalid
 from inference.runtime import predictor_class
 from inference.runtime.engine_plan import PLAIN, EnginePlan, candidates
 from inference.runtime.gate import compare
+from inference.runtime.installation import require_one_build
 from inference.runtime.model_repository import ModelPackage, open_package
 from inference.runtime.onnx_engine import OnnxEngine, SessionExtras, available_cores
 from inference.runtime.packaged import PackagedPredictor
@@ -54,6 +55,7 @@ def prepare(name: str, settings: InferenceSettings, ordeal: Ordeal) -> Prepared:
     ModelNotFound, PackageInvalid, PackageTampered, EngineRejected, OutputInvalid
         If there is no such package, or not even the plain engine runs.
     """
+    require_one_build()
     package = open_package(settings.model_repository, name)
     folder = folder_of(name, identity_of(package, settings), settings)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from inference.runtime.batcher import DeviceTurn, MicroBatcher
 from inference.runtime.context_store import ContextStore, RememberingEngine
 from inference.runtime.engine import Array, Engine, TensorSpec
 from inference.runtime.engine_plan import CPU, TENSORRT, EnginePlan
+from inference.runtime.installation import require_one_build
 from inference.runtime.model_repository import ModelPackage
 from inference.runtime.onnx_engine import OnnxEngine, SessionExtras
 from inference.runtime.prepared import find_prepared
@@ -47,8 +48,10 @@ class Serving:
         Raises
         ------
         EngineRejected
-            If prepared engines are asked for and there are none, or plain ones that would have to be built.
+            If two builds of ONNX Runtime are installed, prepared engines are asked for and there are none, or
+            plain ones that would have to be built.
         """
+        require_one_build()
         self.store = ContextStore(settings.cache_mb * MIB)
         self._open, runs_on = _chosen(package, settings)
         self._turn = DeviceTurn(self.store.forget)
