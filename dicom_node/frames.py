@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -292,7 +291,9 @@ def _check_limits(instances: Sequence[_Instance], limits: FrameLimits) -> None:
 def _decode(instance: _Instance, left_out: list[str], decode: Decode) -> list[Frame]:
     frames: list[Frame] = []
     try:
-        for index, display in enumerate(islice(decode(str(instance.path)), instance.frame_count)):
+        for index, display in enumerate(decode(str(instance.path))):
+            if index == instance.frame_count:  # asked for, so that a child that decodes comes to its end
+                break
             number = index + 1 if instance.frame_count > 1 else None
             attributes = frame_attributes(instance.header, index)
             frames.append(_frame(display, instance.header, attributes, number))

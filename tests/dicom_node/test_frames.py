@@ -14,6 +14,7 @@ from dicom_node.errors import ChildGone, InputUnreadable
 from dicom_node.frames import FrameLimits, NotSuitable, display_frames, load_series
 from dicom_node.limited import LimitedPool, Limits
 from tests import builders
+from tests.dicom_node.limited_functions import process_id
 
 SIZE = (24, 32)
 EIO_FILE = Path("/proc/self/mem")  # nothing is mapped where it begins: it opens, and reading it is EIO
@@ -347,3 +348,14 @@ def test_a_file_that_the_disk_does_not_give_is_never_left_out(tmp_path: Path) ->
     limits = Limits(memory_bytes=512 << 20, cpu_s=60, wall_s=120)
     with LimitedPool(1, limits=limits) as pool, pytest.raises(InputUnreadable, match="EIO"):
         load_series(paths, FrameLimits(), lambda _: pool.each(display_frames, str(EIO_FILE)))
+
+
+def test_the_files_of_a_series_are_decoded_by_one_child(tmp_path: Path) -> None:
+    """A child that is left before its end is ended itself, and starting one costs more than a slice."""
+    stack = builders.make_stack([builders.make_ellipse(SIZE, (12, 16), (5, 7))] * 4)
+    paths = builders.write_datasets(tmp_path, [*stack])
+    with LimitedPool(1, limits=Limits(512 * 1024 * 1024, 30.0, 60.0)) as pool:
+        before = pool.run(process_id)
+        loaded = load_series(paths, FrameLimits(), partial(pool.each, display_frames))
+        assert len(loaded.frames) == 4
+        assert pool.run(process_id) == before
