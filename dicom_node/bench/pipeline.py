@@ -27,6 +27,8 @@ from dicom_node.tasks import job_services
 from inference.contract import Image
 from inference.runtime import list_models
 from inference.runtime.benchmark import print_report, run_benchmark
+from inference.runtime.model_repository import open_package
+from inference.runtime.peer_benchmark import PEER_VIT, PeerRow, measure_package, measure_sam, peer_table
 from storage.database import Database, upgrade
 from storage.index import Origin, request_completion
 
@@ -43,14 +45,23 @@ class Round:
 
 
 def bench_inference(settings: NodeSettings, model: str | None, rounds: int) -> None:
-    """Latency of a model package, or of all that are here, on the sample ultrasound: tables, a JSON line."""
-    image, reports = _sample_image(), {}
+    """Latency of a model package, or of all that are here, on the sample ultrasound: tables, a JSON line.
+
+    Beside PyTorch eager, with SAM's ViT-B at full size (`sam_vit_b`) as one of them.
+    """
+    image, reports, peers = _sample_image(), {}, list[PeerRow]()
     for info in list_models(settings.inference):
         if model in (None, info.name):
             report = run_benchmark(info.name, settings.inference, repeats=rounds, image=image)
             print_report(report)
             reports[info.name] = asdict(report)
-    print(json.dumps({"bench": "inference", "packages": reports}))
+            package = open_package(settings.inference.model_repository, info.name)
+            peers += measure_package(package, settings.inference, image, rounds)
+    if model in (None, PEER_VIT):
+        peers += measure_sam(rounds, settings.inference.threads)
+    print(peer_table(peers))
+    peer_figures = [asdict(row) for row in peers]
+    print(json.dumps({"bench": "inference", "packages": reports, "peers": peer_figures}))
 
 
 def _sample_image() -> Image:

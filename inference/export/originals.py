@@ -69,9 +69,9 @@ def original_sam(modeling: Any, config: VitConfig, mlp_width: int = 2048) -> Any
 @torch.no_grad()
 def fill(module: nn.Module, seed: int = 0) -> None:
     """Random values that keep a deep network's numbers in range, and no parameter at its first zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
         is_scale = parameter.ndim == 1 and name.endswith("weight")
         width = parameter[0].numel() if parameter.ndim > 1 else 1.0
         spread = 0.02 if "pos" in name or "embed" in name or parameter.ndim == 1 else width**-0.5

@@ -14,6 +14,7 @@ what only training needs: the first two are made so that they give what the grap
 import argparse
 import math
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -73,7 +74,38 @@ def fill_randomly(model: nn.Module) -> None:
                 part.running_var.fill_(1 - part.eps)  # type: ignore[union-attr]
 
 
-def recognise(model: Sim4Seg, folder: Path) -> tuple[dict[str, Values], dict[str, Values]]:
+def restore_package(folder: Path, seed: int = 0) -> tuple[str, nn.Module]:
+    """Family and PyTorch module of any package, with the values that its graphs hold, in eval mode.
+
+    Raises
+    ------
+    CheckpointError
+        If the graphs are not those that this version exports.
+    """
+    family = tomllib.loads((folder / "model.toml").read_text())["model"]["family"]
+    if family == "sim4seg":
+        return family, restore(folder, seed)
+    torch.manual_seed(seed)
+    model = FAMILIES[family].build(0).eval()
+    fill_randomly(model)
+    found, nameless = recognise(model, folder, family)
+    for values in nameless.values():  # MedSeg-R's: constants that the exporter put together or turned
+        if values.shape == TOKENS:
+            found["mask_decoder.iou_token.weight"] = values[0, :1]
+            found["mask_decoder.mask_tokens.weight"] = values[0, 1:]
+        elif values.shape == (1, TOKENS[-1], 1, 1):
+            found["prompt_encoder.no_mask_embed.weight"] = values[:, :, 0, 0]
+        elif values.ndim == 3:
+            found["cognitive.unknown"] = values[0]
+    state = {name: torch.from_numpy(values.copy()) for name, values in found.items()}
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.reshape(shapes[name]) for name, value in state.items()}, strict=False)
+    return family, model
+
+
+def recognise(
+    model: nn.Module, folder: Path, family: str = "sim4seg"
+) -> tuple[dict[str, Values], dict[str, Values]]:
     """The package's values by parameter, and those that are none of `model`'s by their name in the graph.
 
     Raises
@@ -84,7 +116,7 @@ def recognise(model: Sim4Seg, folder: Path) -> tuple[dict[str, Values], dict[str
     found: dict[str, Values] = {}
     nameless: dict[str, Values] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, spec in FAMILIES["sim4seg"].specs(model).items():
+        for name, spec in FAMILIES[family].specs(model).items():
             export_graph(spec, Path(scratch) / name)
             for key, marker, value in _side_by_side(Path(scratch) / name, folder / name):
                 if (parameter := _same(state, marker)) is not None:

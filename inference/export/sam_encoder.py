@@ -44,7 +44,7 @@ class FusedAttention(torch.autograd.Function):
 
 
 def augmented(
-    query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor], hw: tuple[int, int]
+    query: Tensor, key: Tensor, tables: tuple[Tensor, Tensor], places: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys whose plain product is the scaled score with its relative positions.
 
@@ -56,21 +56,23 @@ def augmented(
         (B, heads, h * w, D).
     tables
         Rows of the relative positions for each query-key offset, (h, h, D) and (w, w, D).
-    hw
-        The grid's height and width.
+    places
+        What `places_of` gives for the grid, (h * w, h + w).
 
     Returns
     -------
     tuple
         Two tensors (B, heads, h * w, D + h + w); the key's first axis is that of `key`.
     """
-    height, width = hw
-    rows, columns = position_terms(query, tables, hw)
+    rows, columns = position_terms(query, tables, (len(tables[0]), len(tables[1])))
     wide_query = torch.cat([query * query.shape[-1] ** -0.5, rows.flatten(2, 3), columns.flatten(2, 3)], -1)
+    return wide_query, torch.cat([key, places.to(key.dtype).expand(*key.shape[:2], -1, -1)], -1)
+
+
+def places_of(height: int, width: int) -> Tensor:
+    """Row and column of each cell of a grid, each as a vector with a single one: (h * w, h + w)."""
     row_of = torch.eye(height).repeat_interleave(width, 0)
-    column_of = torch.eye(width).repeat(height, 1)
-    places = torch.cat([row_of, column_of], -1).to(key.dtype).expand(*key.shape[:2], -1, -1)
-    return wide_query, torch.cat([key, places], -1)
+    return torch.cat([row_of, torch.eye(width).repeat(height, 1)], -1)
 
 
 def position_terms(
@@ -88,14 +90,17 @@ class GraphAttention(nn.Module):
 
     rows: Tensor
     columns: Tensor
+    places: Tensor
 
     def __init__(self, plain: WindowAttention, grid: int, window: int, form: EncoderForm) -> None:
         super().__init__()
         self.qkv, self.proj, self.heads = plain.qkv, plain.proj, plain.heads
         self.window, self.form = window, form
+        side = window or grid
         with torch.no_grad():
-            self.register_buffer("rows", relative_positions(window or grid, plain.rel_pos_h).clone())
-            self.register_buffer("columns", relative_positions(window or grid, plain.rel_pos_w).clone())
+            self.register_buffer("rows", relative_positions(side, plain.rel_pos_h).clone())
+            self.register_buffer("columns", relative_positions(side, plain.rel_pos_w).clone())
+        self.register_buffer("places", places_of(side, side))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C), normalised -> (B, H, W, C)."""
@@ -111,19 +116,19 @@ class GraphAttention(nn.Module):
         padded = F.pad(qkv - bias, (0, 0, 0, -width % side, 0, -height % side)) + bias
         down, across = padded.shape[1] // side, padded.shape[2] // side
         tiles = padded.view(batch, down, side, across, side, channels).transpose(2, 3)
-        mixed = self._attend(tiles.reshape(-1, side * side, channels), (side, side))
+        mixed = self._attend(tiles.reshape(-1, side * side, channels))
         grid = mixed.view(batch, down, across, side, side, channels // 3).transpose(2, 3)
         return grid.reshape(batch, down * side, across * side, channels // 3)[:, :height, :width]
 
     def _over_all(self, qkv: Tensor) -> Tensor:
         batch, height, width, channels = qkv.shape
-        mixed = self._attend(qkv.view(batch, height * width, channels), (height, width))
+        mixed = self._attend(qkv.view(batch, height * width, channels))
         return mixed.view(batch, height, width, channels // 3)
 
-    def _attend(self, qkv: Tensor, hw: tuple[int, int]) -> Tensor:
+    def _attend(self, qkv: Tensor) -> Tensor:
         """(B, N, 3C) -> (B, N, C)."""
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        wide_query, wide_key = augmented(query, key, (self.rows, self.columns), hw)
+        wide_query, wide_key = augmented(query, key, (self.rows, self.columns), self.places)
         if self.form is EncoderForm.FUSED and not self.window:
             flat = (x.transpose(1, 2).flatten(2) for x in (wide_query, wide_key, value))
             fused: Tensor = FusedAttention.apply(*flat, self.heads)  # type: ignore[no-untyped-call]
