@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dicom_node import readiness
 from dicom_node.__main__ import build_parser, main
+from dicom_node.predictors import WorkerModels
+from dicom_node.samples import breast_ultrasound
 from dicom_node.settings import load_settings
+from inference.errors import EngineRejected
 from storage.database import Database
 from tests.builders import make_ultrasound, write_datasets
 from tests.inference.runtime.tiny_package import train_tokenizer, write_package
 
 COMMANDS = {
     "serve", "scp", "web", "worker", "sweep", "migrate", "run", "make-dicom", "samples", "jobs", "fsck",
-    "rebuild-index", "check", "models", "doctor", "bench", "echo", "demo",
+    "rebuild-index", "check", "models", "doctor", "bench", "echo", "demo", "prepare",
 }  # fmt: skip
 ML = ("onnxruntime", "tokenizers", "torch", "celery", "inference.runtime")
 Run = Callable[..., tuple[int, str, str]]
@@ -195,6 +199,31 @@ def test_the_doctor(models: Path, home: Path, run: Run) -> None:
     status, output, _ = run("doctor", "--home", home)
     assert status == 0, output
     assert "PROBLEM" not in output
+
+
+def test_a_node_is_not_ready_until_its_engines_are_prepared(
+    models: Path, home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DICOM_NODE_INFERENCE__ENGINES", "prepared")
+    monkeypatch.setattr("dicom_node.prepare.SAMPLES", {"ultrasound": breast_ultrasound})  # one is enough,
+    monkeypatch.setattr("inference.runtime.prepare.available_cores", lambda: 1)  # and two candidates
+    settings = load_settings(home)
+    worker_models = WorkerModels(settings)
+    with pytest.raises(EngineRejected, match="dicom-node prepare"):
+        worker_models.open("sim4seg-s")
+    (problem,) = readiness.problems(home)
+    assert "dicom-node prepare" in problem.sentence
+    status, output, _ = run("doctor", "--home", home)
+    assert (status, "PROBLEM  engines" in output) == (1, True)
+    status, output, _ = run("prepare", "--home", home, "--rounds", "1", "--json")
+    assert status == 0
+    (evidence,) = json.loads(output)
+    assert evidence["winner"]["name"] in {trial["plan"]["name"] for trial in evidence["trials"]}
+    assert worker_models.open("sim4seg-s").name == "sim4seg-s"
+    assert readiness.problems(home) == []
+    worker_models.close()
+    status, output, _ = run("doctor", "--home", home)
+    assert (status, "ok       engines of sim4seg-s" in output) == (0, True)
 
 
 def test_the_doctor_finds_what_is_wrong(

@@ -93,7 +93,7 @@ def test_a_crash_costs_only_the_job_that_asked_for_it(process: ModelProcess) -> 
 
 
 def test_a_job_that_hangs_is_ended_at_its_own_time(process: ModelProcess) -> None:
-    slow = ModelAttempt(process, left_s=2.0)
+    slow = ModelAttempt(process, left_s=1.0)
     hung, fine = together(process, [(slow, 1, "stub sleep 100"), (ModelAttempt(process), 2, PLAIN)])
     with pytest.raises(ModelStopped):
         hung.result(60)
