@@ -317,6 +317,7 @@ class Receiver:
 
     def close(self) -> None:
         """Leave nothing in the journal."""
+        self._writers.shutdown()
         self._committer.close()
 
     def commit(self, entries: Sequence[Entry]) -> None:

@@ -207,24 +207,33 @@ class Journal:
     def _settle(self) -> None:
         """Empty segments that are full, after a while without instances the one in use too; then end."""
         seen = -1
-        while True:
+        while seen:
             try:
                 segment = self._full.get(timeout=IDLE_S)
             except queue.Empty:
-                if self._turn.acquire(blocking=False):
-                    try:
-                        if not self._end or self._error is not None:
-                            self._settler = None
-                            return
-                        if self._end == seen:
-                            self._change_segment()
-                        seen = self._end
-                    finally:
-                        self._turn.release()
-            else:
-                if segment == _END:
-                    return
-                self._empty(segment)
+                seen = self._look_for_rest(seen)
+                continue
+            if segment == _END:
+                return
+            self._empty(segment)
+
+    def _look_for_rest(self, seen: int) -> int:
+        """Have the segment in use emptied if it holds `seen` bytes as before; returns what it holds, 0 = end.
+
+        Only when no other waits to be emptied, which is for this thread to do.
+        """
+        if not self._turn.acquire(blocking=False):
+            return -1
+        try:
+            if not self._end or self._error is not None:
+                self._settler = None
+                return 0
+            if self._end != seen or not self._full.empty():
+                return self._end
+            self._change_segment()
+            return -1
+        finally:
+            self._turn.release()
 
     def _sync(self) -> None:
         for file_system in self._file_systems:
@@ -316,7 +325,6 @@ def _restore(root: Path, told: dict[str, Any], content: bytes) -> bool:
         incoming.write(content)
         is_whole = incoming.complete() == StoredFile(**told["stored"])
         if is_whole:
-            incoming.write_out()
             keep_all(root, [incoming], is_journaled=True)
     return is_whole
 

@@ -132,6 +132,11 @@ class IncomingFile:
                 self._leave_direct()
                 self._write(self._block[start:end])
 
+    def finish(self) -> StoredFile:
+        """Have all bytes in the file, and say what it is; nothing is durable."""
+        self.write_out()
+        return self.complete()
+
     def seal(self) -> StoredFile:
         """Make the bytes durable, still without their name; returns what `keep_all` will make of them.
 
@@ -231,7 +236,7 @@ def keep_all(
     The callers then write their rows. Raises as `IncomingFile.seal` does; then none of them counts as kept.
     """
     try:
-        stored = [each.complete() if is_journaled else each.seal() for each in incoming]
+        stored = [each.finish() if is_journaled else each.seal() for each in incoming]
         with disk_errors():
             folders = set[str]()
             for each, file in zip(incoming, stored, strict=True):

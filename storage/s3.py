@@ -235,8 +235,7 @@ class _Incoming(IncomingFile):
 
     def seal(self) -> StoredFile:
         """Say what `keep` will make of the bytes."""
-        self.write_out()
-        return self.complete()
+        return self.finish()
 
     def keep(self) -> StoredFile:
         """Put the file; raises NotDurable, StorageFull, StorageUnavailable."""

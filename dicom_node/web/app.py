@@ -41,7 +41,7 @@ from dicom_node.web import (
 from dicom_node.web.frames import Layouts
 from dicom_node.web.health import readiness_checks
 from dicom_node.web.metadata import MetadataCache
-from dicom_node.web.own_site import OwnSiteOnly
+from dicom_node.web.own_site import OwnOriginOnly, OwnSiteOnly
 from dicom_node.web.services import DICOM_WEB, WebServices, json_response
 from storage.database import Database
 from storage.errors import SearchRefused, StorageError
@@ -68,7 +68,7 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
     """Build the web server of one node."""
     app = Starlette(
         routes=[
-            Mount(DICOM_WEB, routes=dicom_web_routes()),
+            Mount(DICOM_WEB, routes=dicom_web_routes(), middleware=[Middleware(OwnOriginOnly)]),
             Mount("/api", routes=_operator_routes(), middleware=[Middleware(OwnSiteOnly, settings.http)]),
             *_page_routes(),
             Route("/{path:path}", viewer.show_viewer, methods=["GET"]),

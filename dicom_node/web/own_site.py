@@ -35,6 +35,19 @@ class OwnSiteOnly:
         await self._app(scope, receive, send)
 
 
+class OwnOriginOnly:
+    """Middleware for DICOMweb: under any name, as its clients are programs; not for other sites' pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or raise NotAuthorised."""
+        if scope["type"] == "http" and scope["method"] not in SAFE:
+            require_own_origin(Headers(scope=scope))
+        await self._app(scope, receive, send)
+
+
 def require_own_name(headers: Headers, names: frozenset[str]) -> None:
     """Raise NotAuthorised where the Host is a name that is not ours; nobody else can own a plain address."""
     try:

@@ -18,6 +18,7 @@ from storage.database import Database
 from storage.errors import IndexNotEmpty
 from storage.files import DiskFiles, FileStore, StoredObject
 from storage.index import find_instance, index_instance, quiet_studies
+from storage.journal import Journal, Record
 from storage.part10 import StoredFile
 from storage.records import Origin, record_from_dataset
 from storage.s3 import S3Files
@@ -242,3 +243,26 @@ def test_mending_needs_the_node_stopped(
     with only_node_of(tmp_path):
         assert main((*command, "--home", str(tmp_path))) == 2
     assert "already runs" in capsys.readouterr().err
+
+
+def test_what_a_dead_process_had_in_its_journal_is_entered_as_it_came(database, disk, files_root, tmp_path):
+    """Twice: one whose row is there already, and one whose row the power cut took."""
+    held, lost = make_image(), make_image()
+    written = Journal(files_root, tmp_path)
+    incoming = [disk.new_incoming() for _ in range(2)]
+    for each, image in zip(incoming, (held, lost), strict=True):
+        each.write(part10(image))
+    records = [Record(each.complete(), {"kind": "DIMSE", "detail": "CT 1"}, each.pages) for each in incoming]
+    with written.batch(records):
+        enter(database, held, disk.keep_all(incoming[:1], is_journaled=True)[0])
+    incoming[1].discard()
+    written._closer()  # as the end of its process does
+    assert Recovery(database, disk).replay() == 1
+    assert Recovery(database, disk).replay() == 0
+    with database.reading() as tx:
+        rows = {row.sop_instance_uid: row for row in tx.scalars(select(Instance))}
+    assert rows[held.SOPInstanceUID].origin_detail == "SCANNER"
+    row = rows[lost.SOPInstanceUID]
+    assert (row.origin_kind, row.origin_detail) == ("DIMSE", "CT 1")
+    with disk.open(row.path) as file:
+        assert file.read() == part10(lost)

@@ -384,3 +384,13 @@ def test_a_canceled_job_is_lost_to_its_worker(ups, job_id, database):
 )
 def test_hostile_requests(client, method, address, content, headers, status):
     assert client.request(method, address, content=content, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "http://evil.example"}])
+def test_a_page_of_another_site_changes_nothing(client, ups, headers):
+    uid = ups.made("SCHEDULED")
+    for address in (f"{WORKITEMS}/{uid}/cancelrequest", "/dicom-web/studies"):
+        assert client.request("POST", address, headers=headers).status_code == 403
+    assert ups.get(uid)[STATE]["Value"] == ["SCHEDULED"]
+    own = {"sec-fetch-site": "same-origin", "origin": "http://node"}
+    assert client.request("POST", f"{WORKITEMS}/{uid}/cancelrequest", headers=own).status_code in {202, 409}
