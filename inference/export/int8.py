@@ -42,8 +42,11 @@ def mask_iou(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
     return float(np.where(union > 0, (a & b).sum(1) / np.maximum(union, 1), 1.0).mean())
 
 
-def quantize_linear_layers(source: Path, target: Path) -> int:
-    """Write `source` with its matrix products by constants in 8 bits to `target`; how many there were."""
+def quantize_linear_layers(source: Path, target: Path, kept: tuple[str, ...] = ()) -> int:
+    """Write `source` with its matrix products by constants in 8 bits to `target`; how many there were.
+
+    Layers whose name has a part in `kept` stay float.
+    """
     model = onnx.load(source)
     graph = model.graph
     constants = {each.name: each for each in graph.initializer}
@@ -52,7 +55,7 @@ def quantize_linear_layers(source: Path, target: Path) -> int:
     count = 0
     for node in graph.node:
         weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or len(weight.dims) != 2:
+        if weight is None or len(weight.dims) != 2 or any(part in kept for part in node.name.split("/")):
             nodes.append(node)
             continue
         count += 1

@@ -23,6 +23,8 @@ from inference.models.full_size import SAM_UNUSED
 from inference.models.sam import DecoderConfig, MaskDecoder, PromptEncoder, VitConfig, VitImageEncoder
 
 GRID = 16
+# In 8 bits these two cost SAM its masks: IoU 0.987 with them, 0.993 without (random ViT-B, 16 prompts).
+KEPT = ("lin2", "proj")
 MLP_WIDTHS = {"tiny": 48}  # of the decoder; anything else has SAM's
 
 
@@ -41,7 +43,7 @@ def write_peers(config: VitConfig, mlp_width: int, folder: Path, prompts: int = 
     write_feeds(folder / "feeds.npz", config, prompts)
     for form in (EncoderForm.CHUNKED, EncoderForm.FUSED):
         export_graph(encoder_spec(encoder, form), folder / f"encoder_{form}.onnx")
-    quantize_linear_layers(folder / "encoder_chunked.onnx", folder / "encoder_int8.onnx")
+    quantize_linear_layers(folder / "encoder_chunked.onnx", folder / "encoder_int8.onnx", KEPT)
     export_graph(decoder_spec(decoder, prompts), folder / "decoder.onnx")
 
 

@@ -158,8 +158,11 @@ def measure_package(
             save_arrays(feeds / f"{stem}.npz", tensors)
         threads = str(settings.threads or available_cores())
         arguments = (EAGER, "--package", package.folder, "--feeds", feeds, "--threads", threads)
-        with PeerProcess(*arguments, outputs=Path(scratch) / "eager") as eager:
-            return [_stage_row(name, stem, engines, eager, rounds) for stem in engines]
+        try:
+            with PeerProcess(*arguments, outputs=Path(scratch) / "eager") as eager:
+                return [_stage_row(name, stem, engines, eager, rounds) for stem in engines]
+        except RuntimeError as error:  # e.g. a package that another version exported
+            return [_unmeasured(f"{name}, every stage", f"not measured: {error}")]
 
 
 def _stage_row(
