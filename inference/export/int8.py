@@ -63,9 +63,9 @@ def quantize_linear_layers(source: Path, target: Path, kept: tuple[str, ...] = (
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    kept = [each for each in graph.initializer if each.name in used]
+    needed = [each for each in graph.initializer if each.name in used]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(needed)
     onnx.save(model, target)
     return count
 
