@@ -383,13 +383,10 @@ def models(options: argparse.Namespace) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Prepare the engines that inference.engines = "prepared" will run."""
-    from dicom_node.prepare import prepare_models, table_of
+    from dicom_node.prepare import evidence_of, prepare_models, text_of
 
     made = prepare_models(_settings(options), options.models, max(1, options.rounds))
-    if options.json:
-        print(_json([each.evidence.model_dump(mode="json") for each in made]))
-    else:
-        print("\n".join(f"{table_of(each.evidence)}\n  kept in {each.folder}" for each in made))
+    print(_json(evidence_of(made)) if options.json else text_of(made))
     return 0
 
 

@@ -34,8 +34,17 @@ def sample_images() -> list[Image]:
     return [Image(np.repeat(grey[..., None], 3, axis=2)) for grey in shown]
 
 
-def table_of(evidence: Evidence) -> str:
-    """What was tried for one model, and which of it will serve, for people."""
+def evidence_of(made: Sequence[Prepared]) -> list[dict[str, object]]:
+    """What was tried, for machines."""
+    return [each.evidence.model_dump(mode="json") for each in made]
+
+
+def text_of(made: Sequence[Prepared]) -> str:
+    """What was tried for each model, which of it will serve, and where it lies, for people."""
+    return "\n".join(f"{_table_of(each.evidence)}\n  kept in {each.folder}" for each in made)
+
+
+def _table_of(evidence: Evidence) -> str:
     identity = evidence.identity
     device = identity.device.partition(" avx")[0]
     head = (

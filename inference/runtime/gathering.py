@@ -8,13 +8,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from inference.errors import DeadlinePassed
+from inference.errors import DeadlinePassed, InferenceError
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 AGING_S = 5.0  # waiting for so long counts as one step of priority: nothing waits for ever
-STOPPED = RuntimeError("who ran this was stopped")
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,10 @@ class Gathering(Generic[Request, Result]):
         ------
         DeadlinePassed
             If its turn did not come in time; it was not run.
-        Exception
-            What `run` said of it.
+        InferenceError
+            Or whatever else `run` said of it.
+        RuntimeError
+            If the thread that ran it was stopped by an error of another kind.
         """
         if self._takes_lead_at_once(urgency):
             return self._run_own(request)
@@ -137,10 +138,10 @@ class Gathering(Generic[Request, Result]):
             return taken
 
     def _settle(self, taken: Sequence[_Ticket[Request, Result]]) -> None:
-        outcomes: Sequence[Result | BaseException] = [STOPPED] * len(taken)
+        outcomes: Sequence[Result | BaseException] = [RuntimeError("who ran this was stopped")] * len(taken)
         try:
             outcomes = self._run([each.request for each in taken]) if taken else []
-        except Exception as error:  # noqa: BLE001 - it is raised again, in each thread that asked
+        except InferenceError as error:  # anything else goes through in the thread that ran it
             outcomes = [error] * len(taken)
         finally:
             with self._changed:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from inference.errors import DeadlinePassed, DeviceOutOfMemory
+from inference.errors import DeadlinePassed, DeviceOutOfMemory, OutputInvalid
 from inference.runtime.batcher import BUCKETS, DeviceTurn, MicroBatcher, is_batched
 from inference.runtime.engine import Array, Tensors
 from inference.runtime.gathering import URGENCY, Gathering, Urgency
@@ -239,7 +239,7 @@ def test_what_is_too_late_is_refused_and_never_run() -> None:
 def test_a_fault_reaches_everybody_of_its_batch_and_nobody_else() -> None:
     def run(requests: Sequence[int]) -> list[int | Exception]:
         if 13 in requests:
-            raise ValueError("thirteen")
+            raise OutputInvalid("thirteen")
         return [ValueError("odd") if request % 2 else request for request in requests]
 
     gathering = Gathering[int, int](run, most=4, delay_s=0.01, alike=lambda request: request > 9)
@@ -247,11 +247,28 @@ def test_a_fault_reaches_everybody_of_its_batch_and_nobody_else() -> None:
     def ask(request: int) -> object:
         try:
             return gathering.ask(request, Urgency())
-        except ValueError as error:
+        except (ValueError, OutputInvalid) as error:
             return str(error)
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, (2, 3, 13, 4))) == [2, "odd", "thirteen", 4]
+
+
+def test_a_fault_of_our_own_stops_nobody_for_good() -> None:
+    def run(requests: Sequence[int]) -> list[int]:
+        return [1 // request for request in requests]
+
+    gathering = Gathering[int, int](run, most=2, delay_s=30.0)  # ends with the second
+
+    def ask(request: int) -> str:
+        try:
+            return str(gathering.ask(request, Urgency()))
+        except (ZeroDivisionError, RuntimeError) as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(ask, (0, 1))) == ["RuntimeError", "ZeroDivisionError"]
+        assert list(pool.map(ask, (1, 1))) == ["1", "1"]
 
 
 def test_the_urgency_of_a_thread_reaches_the_engine() -> None:
