@@ -228,16 +228,14 @@ def web(options: argparse.Namespace) -> int:
 
     if options.parent is not None:
         end_with_parent(options.parent)
-    settings = _settings(options)
 
     def open_database(name: str) -> "Database":
-        _, database = _open(options)
+        settings, database = _open(options)
         _log_as(settings, name, options)
-        _replay(settings, database)
         return database
 
     open_database("web").close()  # what is wrong with it is said here, once
-    serve_web(settings, open_database)
+    serve_web(_settings(options), open_database)
     return 0
 
 
@@ -248,10 +246,8 @@ def worker(options: argparse.Namespace) -> int:
     name = f"worker-{options.queue}"
     settings, database = _open_process(options, name)
     app = tasks.build_app(settings)
-    if options.queue == tasks.RUN_QUEUE:
-        tasks.register_run_job(app, settings, database)
-    else:
-        tasks.register_deliver(app, settings, database)
+    runs_jobs = options.queue == tasks.RUN_QUEUE
+    (tasks.register_run_job if runs_jobs else tasks.register_deliver)(app, settings, database)
     return tasks.start_worker(app, options.queue, settings)
 
 
@@ -339,7 +335,6 @@ def fsck(options: argparse.Namespace) -> int:
 
     settings, database = _open(options)
     identity = IdentityRules(settings.identity.follow_rejection_notes)
-    _replay(settings, database)
     with _only_here(settings) if options.repair else nullcontext():
         look = partial(repair_home, identity=identity) if options.repair else check_home
         report = look(database, open_files(settings.storage))
@@ -360,8 +355,6 @@ def rebuild_index(options: argparse.Namespace) -> int:
         database = Database(settings.storage.database_url)
         identity = IdentityRules(settings.identity.follow_rejection_notes)
         files = open_files(settings.storage)
-        with files.left_behind():
-            pass  # files again, and entered with all others
         report = checks.rebuild_index(database, files, identity, with_jobs=not options.without_jobs)
         database.close()
     print(_json(report) if options.json else "\n".join(f"{value} {key}" for key, value in report.items()))
@@ -530,11 +523,13 @@ def _settings(options: argparse.Namespace) -> "NodeSettings":
 
 
 def _open(options: argparse.Namespace) -> "tuple[NodeSettings, Database]":
+    from dicom_node.recovery import replay_journals
     from storage.database import Database, require_current_schema
 
     settings = _settings(options)
     database = Database(settings.storage.database_url, settings.storage.database_answer_s)
     require_current_schema(database)
+    replay_journals(settings, database)
     return settings, database
 
 
@@ -554,14 +549,7 @@ def _open_process(options: argparse.Namespace, name: str) -> "tuple[NodeSettings
         end_with_parent(options.parent)
     settings, database = _open(options)
     _log_as(settings, name, options)
-    _replay(settings, database)
     return settings, database
-
-
-def _replay(settings: "NodeSettings", database: "Database") -> None:
-    from dicom_node.recovery import replay_journals
-
-    replay_journals(settings, database)
 
 
 def _log_as(settings: "NodeSettings", name: str, options: argparse.Namespace) -> None:

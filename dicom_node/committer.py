@@ -1,4 +1,4 @@
-"""Group commit: instances that arrive at the same time share the fsync of their folder and one transaction.
+"""Group commit: instances that arrive at the same time share a flush of the journal and one transaction.
 
 So do those of one request that is answered as a whole.
 

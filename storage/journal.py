@@ -146,7 +146,7 @@ class Journal:
                 os.posix_fallocate(descriptor, 0, size)
                 os.fsync(descriptor)
                 fsync_directory(folder)
-            except BaseException:
+            except (OSError, StorageError):
                 self._path.unlink()
                 os.close(descriptor)
                 raise
