@@ -136,7 +136,7 @@ class JobSettings(Section):
         default=1,
         ge=1,
         le=16,
-        description="Jobs that one worker runs side by side, on the same models; on a processor 1 is best.",
+        description="Jobs that one worker runs side by side, on the same models; alone, one has all cores.",
     )
     aging_s: float = Field(
         default=60.0,

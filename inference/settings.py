@@ -33,8 +33,7 @@ class InferenceSettings(BaseModel):
         1,
         ge=1,
         le=16,
-        description="Images that an engine runs together, where graph and jobs.at_once allow it; "
-        "on a processor 1 is best.",
+        description="Images that an engine runs together, where graph and jobs.at_once allow it.",
     )
     max_delay_ms: float = Field(
         2.0, ge=0, le=1000, description="Longest wait of an image for company, in milliseconds."
