@@ -242,6 +242,8 @@ class Journal:
     def _empty(self, segment: int) -> None:
         """Have everything durable that the segment's records were kept for, then forget them."""
         try:
+            if self._error is not None:
+                raise self._error  # an fsync is not tried again
             self._sync()
             with disk_errors():
                 os.pwrite(self._opened, own_pages(_PAGE), segment * SEGMENT_BYTES)
