@@ -7,15 +7,11 @@ token is an output of the step, so the state behind [SEG] costs no second pass.
 Checked on the CPU in tests/inference/models/test_gpu_forms.py; its speed on a GPU has not been measured.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inference.models.lvlm import LanguageBlock, LanguageModel, rotate
-
-Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class StaticLayer(nn.Module):
@@ -105,17 +101,3 @@ class StaticDecoder(nn.Module):
         angles = (self.position + self.prefix.shape[3])[:, None] * inverse
         angles = torch.cat([angles, angles], -1)
         return angles.cos(), angles.sin()
-
-
-@torch.no_grad()
-def decode_greedily(decoder: StaticDecoder, first: Tensor, tokens: int, step: Step | None = None) -> Tensor:
-    """The likeliest continuations (N, tokens) of the first tokens (N, 1), which are their first column.
-
-    `step` may be the decoder compiled or captured.
-    """
-    run = step or decoder
-    said = [first]
-    for _ in range(tokens - 1):
-        logits, _ = run(said[-1])
-        said.append(logits.argmax(-1, keepdim=True))
-    return torch.cat(said, 1)

@@ -8,7 +8,7 @@ import torch
 from inference.export.gpu_timing import Captured
 from inference.export.originals import TINY_VIT, fill
 from inference.models.lvlm import LanguageConfig, LanguageModel
-from inference.models.lvlm_gpu import StaticDecoder, decode_greedily
+from inference.models.lvlm_gpu import StaticDecoder
 from inference.models.sam import VitImageEncoder
 from inference.models.sam_gpu import encoder_for_gpu
 
@@ -47,23 +47,6 @@ def test_static_steps_are_the_full_pass(kv_heads: int) -> None:
         torch.testing.assert_close(states, whole[:, i], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(logits, model.lm_head(whole[:, i]), rtol=1e-4, atol=1e-5)
     assert decoder.position.item() == 5
-
-
-@torch.no_grad()
-def test_greedy_decoding_takes_the_likeliest() -> None:
-    model = LanguageModel(LanguageConfig(50, width=32, depth=2, heads=4, mlp_width=48)).eval()
-    fill(model, 6)
-    prompt = torch.randint(0, 50, (1, 6))
-    states, keys, values = model(model.embed_tokens(prompt))
-    decoder = StaticDecoder(model)
-    decoder.begin(keys, values, paths=2, longest=8)
-    first = model.lm_head(states[:, -1]).argmax(-1, keepdim=True).expand(2, -1)
-    got = decode_greedily(decoder, first, 6)
-    sequence = prompt
-    for _ in range(6):
-        states, _, _ = model(model.embed_tokens(sequence))
-        sequence = torch.cat([sequence, model.lm_head(states[:, -1]).argmax(-1, keepdim=True)], 1)
-    assert got.tolist() == [sequence[0, 6:].tolist()] * 2
 
 
 def test_a_captured_call_reads_what_its_inputs_hold_now() -> None:
