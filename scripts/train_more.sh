@@ -53,7 +53,8 @@ sim4seg() { # [more for the gate]: every stage of sim4seg-s, on this recipe
     together segmenter
     together lvlm
     together joint --start "$(weights "$model/segmenter")" --start "$(weights "$model/lvlm")"
-    finish "$(weights "$model/joint")" sim4seg "$@"
+    together refine --start "$(weights "$model/joint")"
+    finish "$(weights "$model/refine")" sim4seg "$@"
 }
 
 case $model in
