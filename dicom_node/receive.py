@@ -76,6 +76,7 @@ MAX_UID_CHARACTERS: Final = 64  # Source: PS3.5 9.1
 PREAMBLE: Final = bytes(PREAMBLE_BYTES) + b"DICM"
 WRITE_BYTES: Final = MIB
 MAX_WRITERS: Final = 8
+INLINE_BYTES: Final = 128 * 1024  # waking a thread takes longer than writing so little
 BEGINNING_BYTES: Final = 64 * 1024  # kept in memory: nearly every header ends before
 STANDARD_SYNTAXES: Final = "1.2.840.10008.1.2."  # those newer than pydicom's table are kept as well
 
@@ -296,9 +297,14 @@ class Receiver:
             return incoming.seal()
 
     @contextmanager
-    def making_file(self, incoming: IncomingFile) -> Iterator[Future[None]]:
+    def making_file(self, incoming: IncomingFile) -> Iterator[Future[None] | None]:
         """Write the file while it is checked; one that no journal takes is sealed. For `Intake`."""
         is_journaled = self._committer.journal is not None and incoming.pages is not None
+        if is_journaled and incoming.size_bytes < INLINE_BYTES:
+            with _translated_errors(), self._watching_fsync():
+                incoming.write_out()
+            yield None
+            return
         made = self._writers.submit(self._make_file, incoming, is_journaled=is_journaled)
         try:
             yield made

@@ -246,8 +246,8 @@ class Journal:
                 raise self._error  # an fsync is not tried again
             self._sync()
             with disk_errors():
+                # Not flushed: what is read once too often is in the index already.
                 os.pwrite(self._opened, own_pages(_PAGE), segment * SEGMENT_BYTES)
-                fdatasync(self._opened)
         except StorageError as error:
             self._error = NotDurable("what the journal holds cannot be synced: check the disk")
             self._error.__cause__ = error
