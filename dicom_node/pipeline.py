@@ -27,6 +27,7 @@ from dicom_node.heart_series import read_headers, stack_with
 from dicom_node.make_dicom import SeriesDetails, build_series
 from dicom_node.mask_stack import MaskStack
 from dicom_node.outcomes import ResultBroken, end_without_result, require_sound, store_and_queue
+from dicom_node.progress import Progress
 from dicom_node.provenance import ModelIdentity, Provenance
 from dicom_node.reading import VENTRICLE, AnalysisRequest
 from dicom_node.receive import Receiver
@@ -171,7 +172,8 @@ def _analyse(job: ClaimedJob, predictor: Predictor, services: Services) -> tuple
         ]
         series = join_series(parts)
         report = earlier_report(_reports(job, services, held), series.datasets[0])
-        request = AnalysisRequest(job.query, job.target or None, report)
+        progress = Progress(services.database, job)
+        request = AnalysisRequest(job.query, job.target or None, report, progress)
         profiles = {recipient.forms for recipient in services.destinations}
         result = analyse(series, predictor, request, standing.context, profiles)
         require_sound(result.objects, series.datasets, services.destinations)

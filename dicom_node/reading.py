@@ -1,6 +1,6 @@
 """6 RUN. Predictor over the frames of a series -> a mask of each, and the answer about the key frame."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,12 @@ class AnalysisRequest:
     query: str
     target: str | None = None
     report: str = ""  # what was said of the study before, for models that can read it
+    tell: Callable[[int, int], None] = lambda _done, _of: None  # how many images are read, of how many
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the predictor is asked."""
+        return Prompt(self.query, self.report)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +51,10 @@ class Reading:
 
 def read_series(series: SourceSeries, predictor: Predictor, request: AnalysisRequest) -> Reading:
     """The answer about the middle frame, a mask of each, the answer about the frame with most of it."""
-    prompt = Prompt(request.query, request.report)
+    prompt = request.prompt
     middle = len(series.frames) // 2
     first = predictor.predict(Image(series.frames[middle].image), prompt)
-    masks = _masks(series.frames, predictor, prompt, first, middle)
+    masks = _masks(series.frames, predictor, request, first, middle)
     bridged = bridge_gaps(series.frames, masks, MIN_REGION_PX)
     target = first.target or request.target
     ventricle, why_not = _ventricle(series.frames, masks, target)
@@ -59,16 +65,17 @@ def read_series(series: SourceSeries, predictor: Predictor, request: AnalysisReq
 
 
 def _masks(
-    frames: Sequence[Frame], predictor: Predictor, prompt: Prompt, first: Prediction, middle: int
+    frames: Sequence[Frame], predictor: Predictor, request: AnalysisRequest, first: Prediction, middle: int
 ) -> MaskStack:
     """The mask of each frame, as predict() would give it; only the masks are kept."""
     masks = MaskStack(frames[middle].size, len(frames))
     _keep(masks, middle, first)
     others = [index for index in range(len(frames)) if index != middle]
     for start in range(0, len(others), FRAMES_AT_ONCE):
+        request.tell(start + 1, len(frames))
         chunk = others[start : start + FRAMES_AT_ONCE]
         images = [Image(frames[index].image) for index in chunk]
-        for index, prediction in zip(chunk, predictor.segment(images, prompt, first), strict=True):
+        for index, prediction in zip(chunk, predictor.segment(images, request.prompt, first), strict=True):
             _keep(masks, index, prediction)
     return masks
 

@@ -41,6 +41,7 @@ RECOVERED = Origin("IMPORT", "recovered file")
 BATCH = 100  # files that are entered in one transaction
 LOOK_AT_ONCE = 500  # files that one pass of the sweep looks up
 SETTLED_AFTER_S = 60.0  # a younger file's row may be on its way
+TICKS_S = 0.1  # by which the time of a new file may be behind the clock
 FORSAKEN_AFTER_S = 3600.0  # a result of ours without a row for so long: its job was lost by its worker
 
 
@@ -238,7 +239,8 @@ class OrphanCollector:
         self._files = files
         self._recovery = Recovery(database, files, identity)
         self._every_s = every_s
-        self._settled_before = time.time()  # in the first round: whatever was there before this start
+        # In the first round: whatever was there before this start. A file's own time is some ticks behind.
+        self._settled_before = time.time() - TICKS_S
         self._walk: Iterator[StoredObject] | None = files.walk()
         self._next_round = 0.0  # monotonic seconds
 

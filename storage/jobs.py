@@ -204,6 +204,7 @@ def claim_job(
             {
                 Job.state: JobState.IN_PROGRESS,
                 Job.started_at: func.coalesce(Job.started_at, database_now()),
+                Job.images_done: None,
                 **granted(Job, worker, lease_s),
             }
         )
@@ -229,6 +230,11 @@ def claim_job(
 def heartbeat_job(tx: Transaction, job_id: str, fence: int, lease_s: float) -> bool:
     """Hold the job for another `lease_s` seconds; False when it is no longer this worker's."""
     return _update_held(tx, job_id, fence, {Job.lease_expires_at: database_now() + lease_s})
+
+
+def report_progress(tx: Transaction, job_id: str, fence: int, images_done: int, images_all: int) -> bool:
+    """Say how many images of the job's series are read; False when it is no longer this worker's."""
+    return _update_held(tx, job_id, fence, {Job.images_done: images_done, Job.images_all: images_all})
 
 
 def complete_job(

@@ -207,6 +207,8 @@ class Job(Leased, Table):
     inputs_key: Mapped[Sha256 | None]  # digest over the instances that it saw
     supersedes: Mapped[WorkId | None]  # the job whose result its own replaces
     is_kept_here: Mapped[bool | None]  # its results are sent when somebody asks for it, and not before
+    images_done: Mapped[int | None]  # of this attempt, as far as it has told
+    images_all: Mapped[int | None]
 
 
 class JobAttempt(Table):

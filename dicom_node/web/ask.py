@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicom_node.errors import BadRequest, BodyTooLarge, NotAskable, NotFound, UnsupportedMediaType
+from dicom_node.progress import images_read
 from dicom_node.questions import Question, Wish, ask
 from dicom_node.receive import checked_uid
 from dicom_node.web.media_types import JSON, parse_media_type
@@ -102,7 +103,7 @@ def answer_line(tx: Transaction, job: Job) -> JsonObject:
         "job_id": job.job_id,
         "state": state,
         "is_over": state in (JobState.COMPLETED, JobState.CANCELED),
-        "progress": PROGRESS[state],
+        "progress": f"{PROGRESS[state]} {images_read(job)}".strip(),
         "question": job.query,
         "model": job.model,
         "model_version": job.model_version,

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from dicom_node.web.corrections import by_model, corrections_table
 from dicom_node.web.operations import study_line
 from dicom_node.web.services import FRESH, RESEARCH_USE, services_of
-from storage.jobs import failed_jobs
+from storage.jobs import JobState, failed_jobs
 from storage.tables import Delivery, Job, Study
 from storage.worklist import stuck_deliveries
 
@@ -151,8 +151,9 @@ def _jobs(jobs: list[JsonObject]) -> str:
 
 
 def _job(job: JsonObject) -> str:
+    is_at_work = job["state"] == JobState.IN_PROGRESS and job["images_done"]
     cells = (
-        job["state"],
+        f"{job['state']}, {job['images_done']} of {job['images_all']} images" if is_at_work else job["state"],
         job["outcome"] or "",
         _result(job["summary"] or {}),
         job["rule"],

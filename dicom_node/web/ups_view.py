@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from dicom_node.progress import images_read
 from dicom_node.web.services import DICOM_WEB
 from storage.database import Transaction
 from storage.index import find_instance
@@ -175,8 +176,10 @@ def _performed(tx: Transaction, view: WorkitemView, job: Job) -> Attributes:
 
 def _progress(view: WorkitemView, job: Job) -> Attributes:
     is_over = view.state is JobState.COMPLETED
-    parts = [element("ProcedureStepProgress", "100" if is_over else "0")]
+    parts = [element("ProcedureStepProgress", "100" if is_over else str(_percent(job)))]
     said = job.outcome if job.reason is None else f"{job.outcome}: {job.reason}"
+    if how_far := images_read(job):
+        parts.append(element("ProcedureStepProgressDescription", how_far))
     if job.outcome:
         parts.append(element("ProcedureStepProgressDescription", str(said)[:1000]))
     if view.state is JobState.CANCELED:
@@ -186,6 +189,10 @@ def _progress(view: WorkitemView, job: Job) -> Attributes:
             code("ProcedureStepDiscontinuationReasonCodeSequence", *UNSPECIFIED),
         ]
     return data_set(*parts)
+
+
+def _percent(job: Job) -> int:
+    return 100 * (job.images_done or 0) // job.images_all if images_read(job) and job.images_all else 0
 
 
 def _canceled(view: WorkitemView) -> Attributes:

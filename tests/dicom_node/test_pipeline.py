@@ -14,6 +14,7 @@ from dicom_node.analysis import analyse
 from dicom_node.forms.form import Form, Recipient
 from dicom_node.frames import FrameLimits, load_series
 from dicom_node.pipeline import Services, run_job, warm_up
+from dicom_node.progress import EVERY_S, Progress
 from dicom_node.reading import AnalysisRequest
 from inference.contract import Image, Prediction, Prompt
 from inference.errors import InputRejected, ModelNotFound
@@ -204,6 +205,45 @@ def test_the_study_s_own_report_is_told_to_the_model(services: Services) -> None
     assert told == [Prompt(QUERY, "oval")]
     run_job(claim_new(services, source, version=2), listening)
     assert {prompt.report for prompt in told} == {"oval"}  # never what this node has said itself
+
+
+def test_a_long_series_says_how_far_it_is(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicom_node.progress.EVERY_S", 0.0)
+    stack = builders.make_stack(masks_of([5] * 20))
+    seen: list[tuple[int | None, int | None]] = []
+
+    class Looking(builders.MaskPredictor):
+        def segment(
+            self, images: Sequence[Image], prompt: Prompt, like: Prediction | None
+        ) -> list[Prediction]:
+            with services.database.reading() as tx:
+                (row,) = list_jobs(tx)
+                seen.append((row.images_done, row.images_all))
+            return super().segment(images, prompt, like)
+
+    job = receive_and_claim(services, stack)
+    run_job(job, replace(services, open_predictor=lambda _name: Looking()))
+    assert seen == [(1, 20), (9, 20), (17, 20)]
+
+
+def test_progress_is_written_now_and_then_and_never_breaks_a_job(services: Services) -> None:
+    job = receive_and_claim(services, [builders.make_ultrasound()])
+    now = [0.0]
+    progress = Progress(services.database, job, lambda: now[0])
+
+    def written() -> int | None:
+        with services.database.reading() as tx:
+            return list_jobs(tx)[0].images_done
+
+    progress(1, 9)
+    assert written() is None  # a short job is over before anybody asks
+    now[0] = EVERY_S
+    progress(2, 9)
+    progress(3, 9)
+    assert written() == 2
+    services.database.close()
+    now[0] = 3 * EVERY_S
+    progress(4, 9)
 
 
 def test_running_the_same_again_stores_nothing_twice(services: Services) -> None:

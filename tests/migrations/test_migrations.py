@@ -18,7 +18,7 @@ from storage.errors import DatabaseRefused
 from storage.tables import Table
 from tests.storage.postgresql_server import create_database, running_postgresql
 
-REVISIONS = ["0001", "0002", "0003", "0004", "0005"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005", "0006"]
 
 
 @pytest.fixture(scope="module")

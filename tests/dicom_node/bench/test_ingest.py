@@ -18,7 +18,7 @@ from storage.database import upgrade
 ASK_THE_KERNEL = """
 import ctypes, os
 os.fsync(999), os.fdatasync(999)
-assert ctypes.CDLL(None).sync_file_range(999, 0, 0, 0) == 0
+assert ctypes.CDLL(None).syncfs(999) == 0
 """
 
 

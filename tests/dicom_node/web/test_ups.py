@@ -5,7 +5,7 @@ import json
 import pytest
 from pydicom.uid import generate_uid
 
-from storage.jobs import JobRequest, claim_job, complete_job, create_job, heartbeat_job
+from storage.jobs import JobRequest, claim_job, complete_job, create_job, heartbeat_job, report_progress
 from storage.workitems import uid_of_job
 from tests.dicom_node.dimse.instances import make_image
 from tests.dicom_node.web.ohif import JSON
@@ -350,6 +350,25 @@ def test_our_jobs_are_workitems(ups, client, image, job_id):
     assert source["0020000E"]["Value"] == [str(image.SeriesInstanceUID)]
     assert source["00081199"]["Value"][0]["00081155"]["Value"] == [str(image.SOPInstanceUID)]
     assert found["00100020"]["Value"] == [image.PatientID]
+
+
+def test_a_job_at_work_says_how_far_it_is(ups, client, job_id, database):
+    def said():
+        (found,) = ups.get(uid_of_job(job_id))[PROGRESS]["Value"]
+        return found["00741004"]["Value"], found.get("00741006", {}).get("Value")
+
+    with database.transaction() as tx:
+        claimed = claim_job(tx, job_id, "worker", 30, 3)
+    assert said() == (["0"], None)
+    with database.transaction() as tx:
+        assert report_progress(tx, job_id, claimed.fence, 8, 20)
+    assert said() == (["40"], ["8 of 20 images"])
+    assert client.get(f"/api/jobs/{job_id}").json()["images_done"] == 8
+    assert "8 of 20 images" in client.get("/operator").text + client.get(f"/api/ask/{job_id}").text
+    with database.transaction() as tx:
+        assert not report_progress(tx, job_id, claimed.fence - 1, 9, 20)
+        complete_job(tx, job_id, claimed.fence, "RESULT", {})
+    assert said()[0] == ["100"]
 
 
 def test_a_canceled_job_is_lost_to_its_worker(ups, job_id, database):

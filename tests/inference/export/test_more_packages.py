@@ -103,7 +103,7 @@ def test_the_question_steers_prs_med_and_the_answers_length_does_not(prs_med: Pr
         prs_med.engines.language_prefill.run({"pixels": pixels, "text_ids": ids})["hidden_states"]
         for ids in (question, other)
     ]
-    logits = [prs_med._draw(prs_med._embed(pixels), state)[0] for state in states]
+    logits = [prs_med.draw(prs_med.embed(pixels), state)[0] for state in states]
     assert not np.allclose(*logits)
     assert frame.source_hw == image.pixels.shape[:2]
 
