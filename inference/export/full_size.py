@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.export.graphs import ExportSpec, LanguagePrefillGraph, LanguageStepGraph, step_spec
+from inference.export.graphs import ExportSpec
 from inference.export.parity import ParityError
 from inference.export.sam_decoder import SharedMaskDecoder
 from inference.export.sam_encoder import EncoderForm
 from inference.export.sam_graphs import bits_decoder_spec, encoder_spec, region_decoder_spec
-from inference.export.to_onnx import export_graph
+from inference.export.to_onnx import export_graph, language_specs
 from inference.models.checkpoints import load_into, sha256, with_prefix
 from inference.models.full_size import (
     clip_config,
@@ -107,24 +107,11 @@ def sam_specs(sam: SamParts | Sim4Seg, form: EncoderForm, bits_side: int, grid: 
     }
 
 
-def language_specs(model: Sim4Seg, side: int) -> Specs:
+def lvlm_specs(model: Sim4Seg, side: int) -> Specs:
     """First pass (with CLIP's tower and phi) and step of the language model, on SAM's square of `side`."""
     assert isinstance(model.vision_tower, ClipTower)  # noqa: S101 - for the type checker
     model.vision_tower = ClipFromSquare(model.vision_tower, side)
-    prefix = {3: "prefix"}
-    return {
-        "language_prefill.onnx": ExportSpec(
-            LanguagePrefillGraph(model),
-            {"pixels": torch.randn(1, 3, side, side), "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
-            ("logits", "prefix_keys", "prefix_values", "image_tokens", "state_embedding"),
-            {"text_ids": {1: "text"}, "prefix_keys": prefix, "prefix_values": prefix},
-        ),
-        "language_step.onnx": step_spec(
-            LanguageStepGraph(model),
-            model.config.language,
-            ("logits", "present_keys", "present_values", "state_embedding"),
-        ),
-    }
+    return language_specs(model, side)
 
 
 def export_large(spec: ExportSpec, path: Path) -> None:
@@ -266,7 +253,7 @@ def main() -> None:
     else:
         model = open_sim4seg(options.lvlm, options.tower, sam, options.lora)
         specs = sam_specs(model, options.form, options.bits_side, model.config.grid)
-        specs |= language_specs(model, specs["image_encoder.onnx"].inputs["pixels"].shape[-1])
+        specs |= lvlm_specs(model, specs["image_encoder.onnx"].inputs["pixels"].shape[-1])
     write_graphs(specs, options.out)
 
 

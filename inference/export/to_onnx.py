@@ -22,19 +22,13 @@ from inference.models.sim4seg import Sim4Seg
 OPSET = 17  # the first with LayerNormalization in one node
 
 
-def sim4seg_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
-    """The four graphs of a Sim4Seg package by file name. `model` must be in eval mode."""
-    grid = model.config.grid
-    pixels = torch.randn(1, 3, side, side)
-    with torch.no_grad():
-        embedding = model.image_encoder(pixels)
-    hw = (embedding.shape[-2], embedding.shape[-1])
+def language_specs(model: Sim4Seg, side: int) -> dict[str, ExportSpec]:
+    """First pass over image (`side` x `side`) and question, and step, of the language model."""
     prefix = {3: "prefix"}
     return {
-        "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
         "language_prefill.onnx": ExportSpec(
             LanguagePrefillGraph(model),
-            {"pixels": pixels, "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
+            {"pixels": torch.randn(1, 3, side, side), "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
             ("logits", "prefix_keys", "prefix_values", "image_tokens", "state_embedding"),
             {"text_ids": {1: "text"}, "prefix_keys": prefix, "prefix_values": prefix},
         ),
@@ -43,6 +37,19 @@ def sim4seg_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
             model.config.language,
             ("logits", "present_keys", "present_values", "state_embedding"),
         ),
+    }
+
+
+def sim4seg_specs(model: Sim4Seg, side: int = 256) -> dict[str, ExportSpec]:
+    """The four graphs of a Sim4Seg package by file name. `model` must be in eval mode."""
+    grid = model.config.grid
+    pixels = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        embedding = model.image_encoder(pixels)
+    hw = (embedding.shape[-2], embedding.shape[-1])
+    return {
+        "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
+        **language_specs(model, side),
         "mask_decoder.onnx": ExportSpec(
             MaskDecoderGraph(model, hw),
             {

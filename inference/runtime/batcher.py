@@ -1,13 +1,13 @@
 """MicroBatcher: an engine that many threads feed at once; out of memory it does less at a time."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from inference.errors import DeviceOutOfMemory
-from inference.runtime.engine import Array, Engine, Tensors, TensorSpec
+from inference.runtime.engine import AroundEngine, Array, Engine, Tensors
 from inference.runtime.gathering import URGENCY, Gathering
 
 BUCKETS = (1, 2, 4, 8, 16)  # batches as static shapes: an execution provider tunes and captures each once
@@ -55,7 +55,7 @@ class DeviceTurn:
                 self._changed.notify_all()
 
 
-class MicroBatcher:
+class MicroBatcher(AroundEngine):
     """Runs `engine` for many threads, together where the graph's first axis is a batch.
 
     Out of memory: the batch is halved, down to one image; that is tried alone on the device, then on
@@ -71,7 +71,8 @@ class MicroBatcher:
         delay_s: float = 0.0,
         fallback: Engine | None = None,
     ) -> None:
-        self._engine, self._turn, self._fallback = engine, turn, fallback
+        super().__init__(engine)
+        self._turn, self._fallback = turn, fallback
         self.largest = max_batch if is_batched(engine) else 1
         self._gathering = Gathering[Tensors, Outputs](
             self._run_all,
@@ -79,21 +80,6 @@ class MicroBatcher:
             delay_s=delay_s if self.largest > 1 else 0.0,
             alike=_shape_of_one,
         )
-
-    @property
-    def name(self) -> str:
-        """As the engine's."""
-        return self._engine.name
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """As the engine's."""
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """As the engine's."""
-        return self._engine.outputs
 
     def run(self, feeds: Tensors) -> Outputs:
         """Every output by name for one input of each; raises as the engine does, and DeadlinePassed."""

@@ -5,11 +5,10 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import numpy as np
 
-from inference.runtime.engine import Array, Engine, Tensors, TensorSpec
+from inference.runtime.engine import AroundEngine, Array, Engine, Tensors
 
 Outputs = dict[str, Array]
 LARGE_BYTES = 1 << 16  # an image, not a question
@@ -70,7 +69,7 @@ class ContextStore:
         return len(self._held)
 
 
-class RememberingEngine:
+class RememberingEngine(AroundEngine):
     """An engine that runs once for one content: whoever asks again gets the same arrays.
 
     The key is the sha256 of every input (name, dtype, shape, values) after `identity`: model package with its
@@ -78,27 +77,12 @@ class RememberingEngine:
     """
 
     def __init__(self, engine: Engine, store: ContextStore, identity: str) -> None:
-        self._engine = engine
+        super().__init__(engine)
         self._store = store
         self._identity = identity
         self.runs = 0  # of the engine itself
         self.key_s = 0.0  # spent on telling contents apart
         self.remembered = 0  # asked for and not run
-
-    @property
-    def name(self) -> str:
-        """As the engine's."""
-        return self._engine.name
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        """As the engine's."""
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        """As the engine's."""
-        return self._engine.outputs
 
     def run(self, feeds: Tensors) -> Outputs:
         """Every output by name, read-only; of an input seen before, without a run. Raises as the engine."""

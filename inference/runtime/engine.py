@@ -73,6 +73,28 @@ class Engine(Protocol):
         ...
 
 
+class AroundEngine:
+    """What an engine around another has of it: name, inputs and outputs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        """As the engine's."""
+        return self._engine.name
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """As the engine's."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """As the engine's."""
+        return self._engine.outputs
+
+
 def require_graph(engine: Engine, required: GraphSpec) -> None:
     """Refuse an engine whose inputs or outputs are not those the predictor needs.
 
