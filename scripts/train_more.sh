@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains one more model beside sim4seg-s and makes its package: scripts/train_more.sh prs-med-s | medseg-r-s |
-# lisa-s | sim4seg-after-s | unet-s. Stages that were begun go on. prs-med-s and medseg-r-s start from what
-# scripts/train.sh left in RUNS, else from the weights in the shipped package. DATA, CACHE, RUNS, PACKAGES and
-# VERSION may come from the environment.
+# lisa-s | sim4seg-after-s | unet-s. Stages that were begun go on. prs-med-s, medseg-r-s and sim4seg-after-s start
+# from what scripts/train.sh left in RUNS, else from the weights in the shipped package. DATA, CACHE, RUNS, PACKAGES
+# and VERSION may come from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=${1:?name a model: prs-med-s, medseg-r-s, lisa-s, sim4seg-after-s or unet-s}
@@ -64,11 +64,14 @@ prs-med-s)
     finish "$(weights prs-med-s/end_to_end)" prs_med
     ;;
 medseg-r-s)
-    together adapt --start "$(start_of segmenter)"
+    together adapt --start "$(start_of refine)"
     finish "$(weights medseg-r-s/adapt)" medseg_r
     ;;
 lisa-s) sim4seg --top-k 0 ;;
-sim4seg-after-s) sim4seg ;;
+sim4seg-after-s)
+    together refine --start "$(start_of refine)"
+    finish "$(weights "$model/refine")" sim4seg
+    ;;
 unet-s)
     together unet
     module training.evaluate --unet "$(weights unet-s/unet)" --data "$data/train" --json "$runs/unet-s/metrics.json"

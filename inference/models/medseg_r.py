@@ -28,6 +28,7 @@ from inference.models.tiny_sam import TinyConfig, TinyImageEncoder
 
 PRIORS = 3  # location, texture, shape
 TAPS = 9  # of a 3x3 deformable convolution
+PLACES = 5  # terms of a quadratic of a position
 
 
 @dataclass(frozen=True)
@@ -120,19 +121,33 @@ class CognitiveStage(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Where: the location prior against each position, with what stands out anyway."""
+    """Where: the location prior against each position, with what stands out anyway.
+
+    A convolution's features do not know where they are, so each position says its place as well: a prior
+    can then weigh a quadratic of (y, x), which is an ellipse anywhere in the image.
+    """
 
     def __init__(self, width: int, prior_width: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(width, prior_width, 1)
+        self.place = nn.Conv2d(PLACES, prior_width, 1, bias=False)
         self.mix = nn.Conv2d(3, 1, 7, padding=3)
 
     def forward(self, x: Tensor, location: Tensor) -> Tensor:
         """x (B, C, H, W), location (B, D) -> (B, 1, H, W) in 0..1."""
-        dots = (self.project(x) * location[:, :, None, None]).sum(1, keepdim=True)
+        known = self.project(x) + self.place(places(x))
+        dots = (known * location[:, :, None, None]).sum(1, keepdim=True)
         dots = dots * location.shape[1] ** -0.5
         seen = torch.cat([dots, x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
         return self.mix(seen).sigmoid()
+
+
+def places(x: Tensor) -> Tensor:
+    """(1, PLACES, H, W) of x (B, C, H, W): y, x, y², xy, x² of each position, -1..1 from edge to edge."""
+    height, width = x.shape[-2:]
+    ys = torch.linspace(-1, 1, height, dtype=x.dtype, device=x.device)[:, None].expand(height, width)
+    xs = torch.linspace(-1, 1, width, dtype=x.dtype, device=x.device).expand(height, width)
+    return torch.stack([ys, xs, ys * ys, ys * xs, xs * xs])[None]
 
 
 class DynamicConvolution(nn.Module):

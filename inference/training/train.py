@@ -36,7 +36,7 @@ class Run:
         self.recipe = recipe
         self.out = out
         self.phases = [Phase(**phase) for phase in recipe["phase"]]
-        groups = parameter_groups(stage.module, recipe.get("trunk_share", 1.0))
+        groups = parameter_groups(stage.module, recipe.get("shares", {}))
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self.optimiser = torch.optim.AdamW(
             groups, lr=recipe["lr"], betas=tuple(recipe["betas"]), weight_decay=recipe["weight_decay"]
@@ -122,13 +122,17 @@ class Run:
         return scores
 
 
-def parameter_groups(module: nn.Module, trunk_share: float) -> list[dict[str, Any]]:
-    """What is trained: trunks at `trunk_share` of the learning rate, the rest at all of it."""
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    trunk = [p for name, p in trained if ".trunk." in name]
-    rest = [p for name, p in trained if ".trunk." not in name]
-    shares = ((rest, 1.0), (trunk, trunk_share))
-    return [{"params": params, "share": share} for params, share in shares if params]
+def parameter_groups(module: nn.Module, shares: dict[str, float]) -> list[dict[str, Any]]:
+    """What is trained: parameters with a key of `shares` in their name at that share of the learning rate.
+
+    The first key that is found counts; where none is, the share is 1.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            share = next((share for part, share in shares.items() if part in name), 1.0)
+            groups.setdefault(share, []).append(parameter)
+    return [{"params": params, "share": share} for share, params in groups.items()]
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -12,7 +12,7 @@ from inference.models.checkpoints import load_into, load_tensors, sha256
 from inference.postprocess import mask_at_source
 from inference.preprocess import fit
 from inference.runtime.acceptance import check_pixels
-from inference.training.unet_stage import FEATURES, build_unet
+from inference.training.unet_stage import CHANNELS, build_unet
 
 
 class UnetPredictor:
@@ -20,8 +20,8 @@ class UnetPredictor:
 
     name, version = "unet-s", "0"
 
-    def __init__(self, weights: Path, *, side: int = 256, features: Sequence[int] = FEATURES) -> None:
-        self._module = build_unet(features).eval()
+    def __init__(self, weights: Path, *, side: int = 256, channels: Sequence[int] = CHANNELS) -> None:
+        self._module = build_unet(channels).eval()
         load_into(self._module, load_tensors(weights)[0])
         self._side = side
         self.digest = sha256(weights)

@@ -13,6 +13,7 @@ from inference.models.medseg_r import (
     MedSegR,
     MedSegRConfig,
     PriorConfig,
+    SpatialAttention,
 )
 from inference.models.sam import DecoderConfig, VitConfig
 from inference.models.tiny_sam import TinyConfig
@@ -140,3 +141,18 @@ def test_sizes() -> None:
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in paper.named_children()}
     assert counts["image_encoder"] == 89_670_912  # SAM ViT-B
     assert sum(p.numel() for p in small.parameters()) < 12_000_000
+
+
+@torch.no_grad()
+def test_a_place_is_known_where_the_image_is_plain() -> None:
+    torch.manual_seed(0)
+    attention = SpatialAttention(8, 4)
+    attention.place.weight.zero_()
+    attention.place.weight[0, 1, 0, 0] = 1.0  # of the quadratic, x alone
+    attention.project.weight.zero_()
+    attention.mix.weight.fill_(0.1)
+    wanted = torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])
+    right, left = attention(torch.ones(2, 8, 20, 20), wanted)[:, 0, 4:-4, 4:-4]  # without the padded edge
+    assert (right.diff(dim=1) > 0).all()
+    assert (left.diff(dim=1) < 0).all()
+    assert torch.allclose(right.diff(dim=0), torch.zeros(1), atol=1e-6)
