@@ -103,7 +103,15 @@ def frame_sample(record: Record, frames: Frames, index: int) -> Sample:
 
 
 def collate(samples: Sequence[Sample], frame_side: int, side: int, grid: int = 16) -> ImageBatch:
-    """Put samples of a `frame_side` frame into `side` squares; `side` divides `frame_side`."""
+    """Put samples of a `frame_side` frame into squares of `side`.
+
+    Raises
+    ------
+    ValueError
+        If `side` does not divide `frame_side`: images are made smaller by whole steps.
+    """
+    if frame_side % side:
+        raise ValueError(f"a frame of {frame_side} pixels cannot be shrunk to {side} by a whole step")
     count = len(samples)
     pixels = np.zeros((count, frame_side, frame_side, 3), np.float32)
     masks = np.zeros((count, 1, frame_side, frame_side), np.float32)

@@ -84,6 +84,12 @@ def test_a_batch_has_padding_cells_and_valid_cells(data: tuple[list[Record], Fra
     assert float(batch.cells.mean()) == pytest.approx(covered)
 
 
+def test_a_side_that_does_not_divide_the_frame_is_refused(data: tuple[list[Record], Frames]) -> None:
+    records, frames = data
+    with pytest.raises(ValueError, match="64 pixels cannot be shrunk to 48"):
+        collate([frame_sample(records[0], frames, 0)], 64, 48)
+
+
 def test_text_is_weighted_and_points_at_the_state_before_seg(data: tuple[list[Record], Frames]) -> None:
     records, frames = data
     samples = [frame_sample(records[i], frames, i) for i in (1, 4)]  # malignant; no fracture
