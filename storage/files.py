@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from storage.durable import disk_errors, fsync_directory, make_durable_directory
-from storage.journal import Journal, LeftBehind, left_behind
+from storage.journal import Journal, LeftBehind, held_paths, left_behind
 from storage.part10 import (
     OBJECTS,
     IncomingFile,
@@ -62,6 +62,10 @@ class FileStore(Protocol):
 
     def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:
         """Make files again of what dead processes left in their journals; inside, rows are made of them."""
+        ...
+
+    def held_paths(self) -> set[str]:
+        """Files that would come back from a journal if they were deleted now."""
         ...
 
     def keep_all(self, incoming: Sequence[IncomingFile], *, is_journaled: bool = False) -> list[StoredFile]:
@@ -140,6 +144,10 @@ class DiskFiles:
     def left_behind(self) -> AbstractContextManager[list[LeftBehind]]:
         """Take the journals of dead processes."""
         return left_behind(self._root)
+
+    def held_paths(self) -> set[str]:
+        """Look into all journals."""
+        return held_paths(self._root)
 
     def keep_all(self, incoming: Sequence[IncomingFile], *, is_journaled: bool = False) -> list[StoredFile]:
         """Rename them; files of one folder share its fsync."""

@@ -36,6 +36,7 @@ SEGMENT_BYTES: Final = 16 << 20
 MAX_RECORDS: Final = 14  # of one batch: with the longest instances they fill a segment
 IDLE_S: Final = 1.0  # after so long without an instance, everything is synced
 _SEGMENTS: Final = 2
+_STARTS: Final = tuple(number * SEGMENT_BYTES for number in range(_SEGMENTS))
 _END: Final = -1
 _ROOM_LEFT: Final = 4  # times its size must be free for a journal to be made: small disks have better uses
 _PAGE: Final = mmap.PAGESIZE
@@ -294,18 +295,30 @@ def _of_the_dead(folder: Path) -> Iterator[list[BinaryIO]]:
             journal.close()
 
 
+def held_paths(root: Path) -> set[str]:
+    """Files whose records no journal has forgotten yet, of the living and the dead: deleted, they come back.
+
+    A file that is not among them does not come back, unless it is received again.
+    """
+    held: set[str] = set()
+    with disk_errors():
+        for path in (root / JOURNAL).glob("*.journal"):
+            with suppress(FileNotFoundError), path.open("rb") as journal:
+                held |= {told["stored"]["path"] for start in _STARTS for told in _heads(journal, start)}
+    return held
+
+
 def _restored(root: Path, journal: BinaryIO) -> Iterator[LeftBehind]:
-    for start in range(0, _SEGMENTS * SEGMENT_BYTES, SEGMENT_BYTES):
-        current = None
-        for which, told, content in _records(journal, start):
-            current = current or which
-            if which != current or not _restore(root, told, content):
-                break  # of an earlier pass, or torn: it was never acknowledged, and nothing comes after it
+    for start in _STARTS:
+        for told in _heads(journal, start):
+            if not _restore(root, told, journal.read(told["stored"]["size_bytes"])):
+                break  # torn: it was never acknowledged, and nothing comes after it
             yield LeftBehind(StoredFile(**told["stored"]), told["note"], told["at"])
 
 
-def _records(journal: BinaryIO, start: int) -> Iterator[tuple[bytes, dict[str, Any], bytes]]:
-    position = start
+def _heads(journal: BinaryIO, start: int) -> Iterator[dict[str, Any]]:
+    """Give what the heads of one pass over a segment say; at each, `journal` stands at its content."""
+    position, current = start, None
     while position + _PAGE <= start + SEGMENT_BYTES:
         journal.seek(position)
         head = journal.read(_PAGE)
@@ -313,12 +326,11 @@ def _records(journal: BinaryIO, start: int) -> Iterator[tuple[bytes, dict[str, A
             return
         magic, which, length, crc = _HEAD.unpack_from(head)
         words = head[_HEAD.size : _HEAD.size + length]
-        if magic != _MAGIC or zlib.crc32(words) != crc:
+        if magic != _MAGIC or which != (current or which) or zlib.crc32(words) != crc:
             return
-        told = json.loads(words)
-        size = told["stored"]["size_bytes"]
-        yield which, told, journal.read(size)
-        position += _PAGE + whole_pages(size)
+        current, told = which, json.loads(words)
+        yield told
+        position += _PAGE + whole_pages(told["stored"]["size_bytes"])
 
 
 def _restore(root: Path, told: dict[str, Any], content: bytes) -> bool:

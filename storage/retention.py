@@ -4,6 +4,8 @@ A study may go when it is complete, no job of it is open, every result has reach
 confirmed where commitment was asked for), and nothing of it waits for an operator: dead letters, conflicts.
 Files go before the transaction of their rows ends: after a crash in between the study is still there, without
 files, and the next pass removes it. The other order would leave files that start-up takes for arrivals.
+A study of which a journal still holds an instance waits, a second of rest or 16 MB of other instances: after
+the death of its process the journal would bring it back.
 """
 
 from collections.abc import Sequence
@@ -64,9 +66,12 @@ def purge_study(database: Database, files: FileStore, study_instance_uid: str) -
                 Instance.study_instance_uid == study_instance_uid
             )
         ).all()
+        paths = {path for path, _ in instances}
+        if paths & files.held_paths():
+            return None
         for removal in _removals(study_instance_uid):
             tx.execute(removal.execution_options(synchronize_session=False))
-        for path in _unnamed(tx, sorted({path for path, _ in instances})):
+        for path in _unnamed(tx, sorted(paths)):
             files.delete(path)
     return Purged(study_instance_uid, len(instances), sum(size for _, size in instances))
 

@@ -80,6 +80,10 @@ class S3Files:
         """None either."""
         return nullcontext([])
 
+    def held_paths(self) -> set[str]:
+        """None, again."""
+        return set()
+
     def keep_all(
         self,
         incoming: Sequence[IncomingFile],

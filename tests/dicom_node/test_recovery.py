@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from dicom_node import recovery
 from dicom_node.__main__ import main
 from dicom_node.recovery import Fate, OrphanCollector, Recovery, mark_all_complete
 from dicom_node.supervisor import only_node_of
+from storage import journal
 from storage.database import Database
 from storage.errors import IndexNotEmpty
 from storage.files import DiskFiles, FileStore, StoredObject
@@ -21,6 +22,7 @@ from storage.index import find_instance, index_instance, quiet_studies
 from storage.journal import Journal, Record
 from storage.part10 import StoredFile
 from storage.records import Origin, record_from_dataset
+from storage.retention import purge_study
 from storage.s3 import S3Files
 from storage.tables import Conflict, Instance, Series, Study
 from tests.dicom_node.dimse.instances import make_data_set, make_image, part10
@@ -245,18 +247,29 @@ def test_mending_needs_the_node_stopped(
     assert "already runs" in capsys.readouterr().err
 
 
-def test_what_a_dead_process_had_in_its_journal_is_entered_as_it_came(database, disk, files_root, tmp_path):
+def write(journal: Journal, disk: DiskFiles, image: Dataset, database: Database | None) -> None:
+    """Promise an instance by the journal; with a database, enter it too."""
+    with disk.new_incoming() as incoming:
+        incoming.write(part10(image))
+        assert incoming.pages is not None
+        note = {"kind": "DIMSE", "detail": "CT 1"}
+        with journal.batch([Record(incoming.complete(), note, incoming.pages)]):
+            if database is not None:
+                enter(database, image, disk.keep_all([incoming], is_journaled=True)[0])
+
+
+def kill(journal: Journal) -> None:
+    """What the end of its process does to a journal: the lock goes, nothing is emptied any more."""
+    journal._closer()
+
+
+def test_what_a_dead_process_had_in_its_journal_is_entered_as_it_came(database, disk, files_root):
     """Twice: one whose row is there already, and one whose row the power cut took."""
     held, lost = make_image(), make_image()
-    written = Journal(files_root, tmp_path)
-    incoming = [disk.new_incoming() for _ in range(2)]
-    for each, image in zip(incoming, (held, lost), strict=True):
-        each.write(part10(image))
-    records = [Record(each.complete(), {"kind": "DIMSE", "detail": "CT 1"}, each.pages) for each in incoming]
-    with written.batch(records):
-        enter(database, held, disk.keep_all(incoming[:1], is_journaled=True)[0])
-    incoming[1].discard()
-    written._closer()  # as the end of its process does
+    written = Journal(files_root, files_root.parent)
+    write(written, disk, held, database)
+    write(written, disk, lost, None)
+    kill(written)
     assert Recovery(database, disk).replay() == 1
     assert Recovery(database, disk).replay() == 0
     with database.reading() as tx:
@@ -266,3 +279,47 @@ def test_what_a_dead_process_had_in_its_journal_is_entered_as_it_came(database, 
     assert (row.origin_kind, row.origin_detail) == ("DIMSE", "CT 1")
     with disk.open(row.path) as file:
         assert file.read() == part10(lost)
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No journal is emptied because of the time that passes."""
+    monkeypatch.setattr(journal, "IDLE_S", 3600.0)
+
+
+def done(database: Database, image: Dataset) -> str:
+    """Let the study be one that may go."""
+    with database.transaction() as tx:
+        tx.execute(update(Study).values(completed_at=1.0, outcome="no rule"))
+    return str(image.StudyInstanceUID)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_study_does_not_go_while_a_journal_would_bring_it_back(database, disk, files_root):
+    image = make_image()
+    written = Journal(files_root, files_root.parent)
+    write(written, disk, image, database)
+    study = done(database, image)
+    assert purge_study(database, disk, study) is None
+    kill(written)
+    assert purge_study(database, disk, study) is None, "the journal of a dead process is the one that is read"
+    assert Recovery(database, disk).replay() == 0
+    assert purge_study(database, disk, study) is not None
+    assert Recovery(database, disk).replay() == 0
+    assert not list(disk.walk())
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_went_after_its_journal_was_emptied_stays_gone(database, disk, files_root):
+    """The death of the process finds another instance in the other half."""
+    gone, later = make_image(), make_image()
+    written = Journal(files_root, files_root.parent)
+    write(written, disk, gone, database)
+    written._change_segment()
+    assert written._is_empty[0].wait(30)
+    assert purge_study(database, disk, done(database, gone)) is not None
+    write(written, disk, later, None)
+    kill(written)
+    assert Recovery(database, disk).replay() == 1
+    with database.reading() as tx:
+        assert list(tx.scalars(select(Instance.sop_instance_uid))) == [later.SOPInstanceUID]
