@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Executable, bindparam, case, func, inspect, null, select
+from sqlalchemy import (
+    Executable,
+    String,
+    bindparam,
+    case,
+    func,
+    inspect,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -29,6 +41,9 @@ _INSTANCE_ATTRIBUTES: Final = (
     "instance_number", "rows", "columns", "number_of_frames", "sha256", "size_bytes", "path",
     "origin_kind", "origin_detail", "patient_id",
 )  # fmt: skip
+
+
+_REOPENED: Final = ("completed_at", "complete_requested_by", "evidence", "outcome")  # empty again by an image
 
 
 class Known(NamedTuple):
@@ -64,8 +79,10 @@ def upsert_study(tx: Transaction, record: InstanceRecord) -> None:
     values["study_instance_uid"] = record.study_instance_uid
     values["patient_name_folded"] = fold_name(study.patient_name)
     values["referring_physician_name_folded"] = fold_name(study.referring_physician_name)
-    is_image = not (record.is_own_result or record.is_derived)
-    (_ADD_TO_STUDY if is_image else _ADD_RESULT).run(tx, values)
+    if record.is_own_result or record.is_derived:
+        _ADD_RESULT.run(tx, values)
+    elif _TOUCH_STUDY.run(tx, values).rowcount == 0:
+        _ADD_TO_STUDY.run(tx, values)
 
 
 def insert_series(tx: Transaction, record: InstanceRecord) -> bool:
@@ -132,6 +149,21 @@ def _first_known(insert: Insert, column: InstrumentedAttribute[str], name: str) 
     return func.coalesce(func.nullif(column, ""), insert.excluded[name])
 
 
+def _touch_statement() -> Executable:
+    """UPDATE of a study that this image has nothing to add to but its time: no column of an index changes."""
+    empty = literal_column("''")
+    is_same = (
+        or_(getattr(Study, name) != empty, bindparam(name, type_=String) == empty)
+        for name in _STUDY_ATTRIBUTES
+    )
+    is_open = (getattr(Study, name).is_(None) for name in _REOPENED)
+    return (
+        update(Study)
+        .where(Study.study_instance_uid == bindparam("study_instance_uid"), *is_same, *is_open)
+        .values(last_received_at=database_now())
+    )
+
+
 def _known_statement() -> Executable:
     sha256 = select(Instance.sha256).where(Instance.sop_instance_uid == bindparam("sop_instance_uid"))
     study = select(Series.study_instance_uid).where(
@@ -153,12 +185,10 @@ _ADD_TO_STUDY: Final = Prepared(
         {
             "last_received_at": database_now(),
             "version": case((Study.completed_at.is_(None), Study.version), else_=Study.version + 1),
-            "completed_at": null(),
-            "complete_requested_by": null(),
-            "evidence": null(),
-            "outcome": null(),
+            **dict.fromkeys(_REOPENED, null()),
         }
     )
 )
+_TOUCH_STUDY: Final = Prepared(sqlite=_touch_statement(), postgresql=_touch_statement())
 _INSERT_SERIES: Final = _inserted_once(Series, _SERIES_ATTRIBUTES)
 _INSERT_INSTANCE: Final = _inserted_once(Instance, _INSTANCE_ATTRIBUTES, received_at=database_now())
