@@ -1,19 +1,19 @@
 """SAM's ViT image encoder in the forms that graphs are made of: the same numbers, less work or less memory.
 
-Every form projects real tokens only: a window's padding is zero after the norm, so its queries, keys and
-values are the bias of the projection, and nobody reads what it attends to. They differ in how the decomposed
-relative positions meet the scores of a global block; all are exact in real arithmetic (inference.md, 2.1).
+The forms differ in how the decomposed relative positions meet the scores of a global block; all are exact
+in real arithmetic (inference.md, 2.1).
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from inference.models.sam import VitBlock, VitImageEncoder, WindowAttention, relative_positions
+from inference.models.sam import VitImageEncoder, WindowAttention
+from inference.models.sam_rewritten import RewrittenAttention, RewrittenEncoder
 
 CHUNK = 256  # queries whose scores are alive at once; 12 heads of 256 x 4096 floats are 50 MB
 
@@ -85,89 +85,41 @@ def position_terms(
     return rows, columns
 
 
-class GraphAttention(nn.Module):
-    """A `WindowAttention` with its position tables made ready, on real tokens."""
+class GraphAttention(RewrittenAttention):
+    """A `WindowAttention` whose position terms are part of queries and keys."""
 
-    rows: Tensor
-    columns: Tensor
     places: Tensor
 
     def __init__(self, plain: WindowAttention, grid: int, window: int, form: EncoderForm) -> None:
-        super().__init__()
-        self.qkv, self.proj, self.heads = plain.qkv, plain.proj, plain.heads
-        self.window, self.form = window, form
-        side = window or grid
-        with torch.no_grad():
-            self.register_buffer("rows", relative_positions(side, plain.rel_pos_h).clone())
-            self.register_buffer("columns", relative_positions(side, plain.rel_pos_w).clone())
-        self.register_buffer("places", places_of(side, side))
+        super().__init__(plain, grid, window)
+        self.form = form
+        self.register_buffer("places", places_of(len(self.rows), len(self.columns)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C), normalised -> (B, H, W, C)."""
-        qkv = self.qkv(x)
-        mixed = self._in_windows(qkv) if self.window else self._over_all(qkv)
-        out: Tensor = self.proj(mixed)
-        return out
-
-    def _in_windows(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3C) of real tokens -> (B, H, W, C); what pads a window has the bias as its qkv."""
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values of whole squares (B, h, w, 3C) -> (B, h, w, C)."""
         batch, height, width, channels = qkv.shape
-        side, bias = self.window, self.qkv.bias
-        padded = F.pad(qkv - bias, (0, 0, 0, -width % side, 0, -height % side)) + bias
-        down, across = padded.shape[1] // side, padded.shape[2] // side
-        tiles = padded.view(batch, down, side, across, side, channels).transpose(2, 3)
-        mixed = self._attend(tiles.reshape(-1, side * side, channels))
-        grid = mixed.view(batch, down, across, side, side, channels // 3).transpose(2, 3)
-        return grid.reshape(batch, down * side, across * side, channels // 3)[:, :height, :width]
-
-    def _over_all(self, qkv: Tensor) -> Tensor:
-        batch, height, width, channels = qkv.shape
-        mixed = self._attend(qkv.view(batch, height * width, channels))
+        split = qkv.view(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind(0)
+        wide_query, wide_key = augmented(query, key, (self.rows, self.columns), self.places)
+        mixed = self._mixed(wide_query, wide_key, value)
         return mixed.view(batch, height, width, channels // 3)
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """(B, N, 3C) -> (B, N, C)."""
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        wide_query, wide_key = augmented(query, key, (self.rows, self.columns), self.places)
+    def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, heads, N, D) each -> (B, N, C), in this form."""
         if self.form is EncoderForm.FUSED and not self.window:
-            flat = (x.transpose(1, 2).flatten(2) for x in (wide_query, wide_key, value))
+            flat = (x.transpose(1, 2).flatten(2) for x in (query, key, value))
             fused: Tensor = FusedAttention.apply(*flat, self.heads)  # type: ignore[no-untyped-call]
-            return fused.view(qkv.shape[0], -1, qkv.shape[-1] // 3)
-        parts: Sequence[Tensor] = (wide_query,)
+            return fused
+        parts: Sequence[Tensor] = (query,)
         if self.form is EncoderForm.CHUNKED and not self.window:
-            parts = wide_query.split(CHUNK, 2)
-        turned = wide_key.transpose(-1, -2)
+            parts = query.split(CHUNK, 2)
+        turned = key.transpose(-1, -2)
         mixed = torch.cat([(part @ turned).softmax(-1) @ value for part in parts], 2)
         return mixed.transpose(1, 2).flatten(2)
 
 
-class GraphBlock(nn.Module):
-    """A `VitBlock` whose attention is rewritten."""
-
-    def __init__(self, plain: VitBlock, grid: int, form: EncoderForm) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.mlp = plain.norm1, plain.norm2, plain.mlp
-        self.attn = GraphAttention(plain.attn, grid, plain.window, form)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class SamEncoderGraph(nn.Module):
+class SamEncoderGraph(RewrittenEncoder):
     """pixels (B, 3, S, S) -> image_embedding (B, 256, S/16, S/16), with `plain`'s own parameters."""
 
     def __init__(self, plain: VitImageEncoder, form: EncoderForm = EncoderForm.CHUNKED) -> None:
-        super().__init__()
-        grid = plain.pos_embed.shape[1]
-        self.patch_embed, self.pos_embed, self.neck = plain.patch_embed, plain.pos_embed, plain.neck
-        self.blocks = nn.ModuleList(GraphBlock(block, grid, form) for block in plain.blocks)  # type: ignore[arg-type]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) float32 -> image embedding (B, 256, S/16, S/16)."""
-        x = self.patch_embed(pixels) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.neck(x.permute(0, 3, 1, 2))
-        return out
+        super().__init__(plain, partial(GraphAttention, form=form))
