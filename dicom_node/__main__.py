@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicom_node import __version__
+from dicom_node.audit import add_command
 
 if TYPE_CHECKING:
     from dicom_node.settings import NodeSettings
@@ -36,6 +37,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what can be said in a sentence is said in one, without a stack trace."""
+    from dicom_node.audit.activity import tell_command
     from dicom_node.errors import NodeError
     from dicom_node.settings import BadConfiguration
     from dicom_node.supervisor import CannotServe
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     command: Command = options.command
     try:
-        return command(options)
+        return tell_command(options, command(options))
     except (BadConfiguration, CannotServe, SchemaMismatch) as error:
         return _say(str(error), EXIT_UNUSABLE)
     except (NodeError, StorageError, InferenceError) as error:
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_processes(commands)
     _add_operations(commands)
+    add_command(commands, _add)
     _add_offline(commands)
     return parser
 
@@ -99,12 +102,7 @@ def _add_operations(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     rebuild_parser.add_argument(
         "--without-jobs", action="store_true", help="call every study analysed, instead of analysing it again"
     )
-    _add(
-        commands,
-        "models",
-        models,
-        "the model packages and whether their files are the ones they were made with",
-    )
+    _add(commands, "models", models, "the model packages, and whether their files are as they were made")
     prepare_parser = _add(commands, "prepare", prepare, "measure which engines run the models best here")
     prepare_parser.add_argument("models", nargs="*", metavar="MODEL", help="packages; otherwise the rules'")
     prepare_parser.add_argument("--rounds", type=int, default=5, help="measured images of each engine")
@@ -553,9 +551,11 @@ def _open_process(options: argparse.Namespace, name: str) -> "tuple[NodeSettings
 
 
 def _log_as(settings: "NodeSettings", name: str, options: argparse.Namespace) -> None:
+    from dicom_node.audit.activity import runs_alone
     from dicom_node.logs import configure_logging
 
     configure_logging(settings.home, name, settings.logs.level, to_stderr=options.parent is None)
+    runs_alone(settings, name, options.parent)
 
 
 def _until_told_to_stop() -> threading.Event:

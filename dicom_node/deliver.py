@@ -2,12 +2,14 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from dicom_node.answers import Answer, Kind, Verdict, meaning_of
+from dicom_node.audit.dimse import delivery_began
+from dicom_node.audit.events import Node
 from dicom_node.backoff import backoff_s
 from dicom_node.confirm import confirm
 from dicom_node.dimse.scu import Sending, SendStatus, send_instances
@@ -65,12 +67,24 @@ def deliver_to(name: str, services: DeliveryServices) -> bool:
 def _deliver(claimed: Sequence[ClaimedDelivery], services: DeliveryServices) -> None:
     """One attempt at each of `claimed`, on one association."""
     with _lease(claimed, services):
+        tell_end = _tell_begin(claimed, services)
         answers = _send(claimed, services)
+        stored = {key for key, end in answers.items() if meaning_of(end.answer).verdict.is_stored}
+        tell_end(each.sop_instance_uid for each in claimed if each.delivery_id in stored)
         for delivery in claimed:
             try:
                 _record(delivery, answers[delivery.delivery_id], services)
             except LeaseLost:
                 logger.warning("delivery was taken over", extra={"delivery_id": delivery.delivery_id})
+
+
+def _tell_begin(
+    claimed: Sequence[ClaimedDelivery], services: DeliveryServices
+) -> Callable[[Iterable[str]], None]:
+    destination = services.destination(claimed[0].destination)
+    receiver = Node() if destination is None else Node(destination.ae_title, destination.host)
+    uids = [each.sop_instance_uid for each in claimed]
+    return delivery_began(services.settings, services.database, receiver, uids)
 
 
 def _lease(claimed: Sequence[ClaimedDelivery], services: DeliveryServices) -> Lease:

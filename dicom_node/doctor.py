@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dicom_node.audit.health import findings as audit_findings
 from dicom_node.dimse.calling import caller_of
 from dicom_node.dimse.scu import echo
 from dicom_node.errors import PeerError
@@ -139,6 +140,7 @@ CHECKS: tuple[Check, ...] = (
     _prepared,
     _viewer,
     _destinations,
+    audit_findings,
 )
 
 

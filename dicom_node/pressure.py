@@ -8,6 +8,7 @@ hard watermark is for results: deliveries, jobs and the database go on.
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,11 @@ FSYNC: Final = "fsync"
 class Pressure:
     """Looks at the disk now and then; may be asked by any thread, before every instance."""
 
-    def __init__(self, home: Path, root: Path, *, soft_bytes: int, hard_bytes: int) -> None:
+    def __init__(
+        self, home: Path, root: Path, *, soft_bytes: int, hard_bytes: int, needs: Sequence[str] = ()
+    ) -> None:
         self._home = home
+        self._needs = needs  # names of readiness.report without which nothing is taken
         self._root = root
         self._hard_bytes = hard_bytes
         self._soft_bytes = max(soft_bytes, hard_bytes)
@@ -31,6 +35,7 @@ class Pressure:
         self._looked_at = float("-inf")
         self._free: int | None = None
         self._problem: str | None = None
+        self._missing: str | None = None
 
     def soft_problem(self) -> str | None:
         """Say why no new association or request is taken now, in a sentence; None = all is well."""
@@ -39,7 +44,7 @@ class Pressure:
         self._look()
         if self._problem is None and self._free is not None and self._free < self._soft_bytes:
             return f"{self._free // MIB} MiB of disk are free, below limits.low_free_mb"
-        return self._problem
+        return self._problem or self._missing
 
     def hard_problem(self, *, may_use_reserve: bool = False) -> str | None:
         """Say why no instance is taken now, in a sentence; None = all is well.
@@ -51,7 +56,7 @@ class Pressure:
             return self._problem
         if self._problem is None and self._free is not None and self._free < self._hard_bytes:
             return f"{self._free // MIB} MiB are free; the reserve is kept"
-        return self._problem
+        return self._problem or self._missing
 
     def drain(self) -> None:
         """Take no new work from now on: the process was told to end."""
@@ -70,6 +75,8 @@ class Pressure:
         free, problem = _free_bytes(self._root)
         if readiness.is_reported(self._home, FSYNC):
             problem = "an fsync failed: the disk is not trusted until the node is started again"
+        missing = [name for name in self._needs if readiness.is_reported(self._home, name)]
+        self._missing = f"not ready: {', '.join(missing)}; see /health/ready" if missing else None
         # First what, then when: another thread must not take what nobody has looked at for a finding.
         self._free, self._problem = free, problem
         self._looked_at = now

@@ -3,6 +3,8 @@
 import logging
 import shutil
 
+from dicom_node.audit.patients import patients_of
+from dicom_node.audit.trail import trail_of
 from dicom_node.header import MIB
 from dicom_node.settings import NodeSettings
 from dicom_node.web.metadata import MetadataCache
@@ -19,10 +21,10 @@ def purge(database: Database, files: FileStore, settings: NodeSettings) -> list[
     """Make one pass: studies older than retention.days, then the oldest while the disk is too full."""
     purged: list[Purged] = []
     if settings.retention.days > 0:
-        purged += _purge(database, files, settings.retention.days * DAY_S, MOST_AT_ONCE)
+        purged += _purge(database, files, settings, settings.retention.days * DAY_S, MOST_AT_ONCE)
     if settings.retention.purge_when_full:
         while len(purged) < MOST_AT_ONCE and _is_full(files, settings):
-            gone = _purge(database, files, settings.completion.quiet_period_s, 1)
+            gone = _purge(database, files, settings, settings.completion.quiet_period_s, 1)
             if not gone:
                 logger.warning("the disk is full, and no study may go: see deliveries and conflicts")
                 break
@@ -37,9 +39,12 @@ def _is_full(files: FileStore, settings: NodeSettings) -> bool:
     return shutil.disk_usage(files.spool).free < settings.limits.low_free_mb * MIB
 
 
-def _purge(database: Database, files: FileStore, older_than_s: float, limit: int) -> list[Purged]:
+def _purge(
+    database: Database, files: FileStore, settings: NodeSettings, older_than_s: float, limit: int
+) -> list[Purged]:
     with database.reading() as tx:
         uids = purgeable_studies(tx, older_than_s, limit)
+    patients = patients_of(settings, uids)  # nobody knows them afterwards
     gone = [found for uid in uids if (found := purge_study(database, files, uid)) is not None]
     for study in gone:
         extra = {
@@ -48,4 +53,5 @@ def _purge(database: Database, files: FileStore, older_than_s: float, limit: int
             "bytes": study.size_bytes,
         }
         logger.info("study removed", extra=extra)
+        trail_of(settings).deleted(study.study_instance_uid, "retention", patients)
     return gone

@@ -13,6 +13,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from dicom_node.audit.settings import AuditSettings
 from dicom_node.default_routes import DEFAULT_ROUTES
 from dicom_node.routing import Route
 from dicom_node.settings_network import (
@@ -90,6 +91,9 @@ class NodeSettings(BaseSettings):
     )
     limits: LimitSettings = Field(default_factory=LimitSettings, description="What the node takes in.")
     viewer: ViewerSettings = Field(default_factory=ViewerSettings, description="OHIF at the web root.")
+    audit: AuditSettings = Field(
+        default_factory=AuditSettings, description="The audit trail (PS3.15 A.5), and where it is sent."
+    )
     logs: LogSettings = Field(default_factory=LogSettings, description="JSON logs.")
     destinations: tuple[Destination, ...] = Field(default=(), description="Peers that results are sent to.")
     peers: tuple[PeerSettings, ...] = Field(default=(), description="Remote AEs known by name.")

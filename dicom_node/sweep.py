@@ -9,6 +9,7 @@ from functools import partial
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.audit.activity import kept
 from dicom_node.completion import complete_studies
 from dicom_node.corrections import judge_corrections
 from dicom_node.notes import IdentityRules
@@ -49,9 +50,10 @@ class Sweep:
 
     def run(self, is_stopping: threading.Event) -> None:
         """Pass after pass until `is_stopping`."""
-        while not is_stopping.is_set():
-            self.run_once()
-            is_stopping.wait(self._settings.sweep.interval_s)
+        with kept(self._settings):
+            while not is_stopping.is_set():
+                self.run_once()
+                is_stopping.wait(self._settings.sweep.interval_s)
 
     def run_once(self) -> None:
         """One pass; a step that fails is logged and tried again in the next."""

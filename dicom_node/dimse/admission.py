@@ -12,6 +12,8 @@ import threading
 from collections import Counter
 from typing import Final
 
+from dicom_node.audit.events import Node
+from dicom_node.audit.trail import trail_of
 from dicom_node.dimse.pdu import APPLICATION_CONTEXT, AssociateRequest, Rejection
 from dicom_node.pressure import Pressure
 from dicom_node.settings import NodeSettings
@@ -33,6 +35,7 @@ class Admission:
     def __init__(self, settings: NodeSettings, pressure: Pressure) -> None:
         self._settings = settings.dimse
         self._pressure = pressure
+        self._audit = trail_of(settings)
         self._hosts = _known_hosts(settings) if settings.dimse.verify_peer_address else {}
         self._lock = threading.Lock()
         self._of_address = Counter[str]()
@@ -45,6 +48,13 @@ class Admission:
 
     def refuse(self, request: AssociateRequest, address: str) -> Rejection | None:
         """Say why the association is refused, by what it asks and by whom; None = it may come in."""
+        rejection = self._judge(request, address)
+        if rejection is not None:
+            why = f"association rejected {rejection.result}/{rejection.source}/{rejection.reason}"
+            self._audit.refused(Node(request.calling_ae, address), why)
+        return rejection
+
+    def _judge(self, request: AssociateRequest, address: str) -> Rejection | None:
         if not request.protocol_version & 1:
             return VERSION_UNKNOWN
         if request.application_context != APPLICATION_CONTEXT:

@@ -20,6 +20,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from dicom_node.audit.events import Tally
 from storage.records import VALUE_ERRORS
 
 MAX_PDU_BYTES: Final = 1024 * 1024
@@ -41,6 +42,7 @@ class ServedAssociation(Association):
         super().__init__(ae, "acceptor")
         self.dimse = _CheckedMessages(self)
         self._retrieve = retrieve
+        self.tally = Tally()  # what it brought
         self.max_instance_bytes = max_instance_bytes
 
     def accept(self, connection: socket.socket, address: tuple[str, int], first: bytes) -> None:

@@ -12,6 +12,7 @@ from pydicom.uid import UID
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.events import Event
 
+from dicom_node.audit.dimse import find_asked
 from dicom_node.dimse.matches import Match, render
 from dicom_node.dimse.query_model import Level, Request, read_request
 from dicom_node.dimse.rights import require_right
@@ -37,6 +38,7 @@ def answer_find(
     try:
         require_right(settings, calling_ae, Right.QUERY)
         request = _request(event)
+        find_asked(event, settings)
         matches = _search(database, _query(event, request, settings.dimse.max_matches), request.level)
     except NodeError as error:
         logger.warning("query refused", extra={"status": f"0x{error.dimse_status:04X}", "peer": calling_ae})

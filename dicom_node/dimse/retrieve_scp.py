@@ -19,6 +19,7 @@ from pynetdicom.dimse_primitives import C_GET, C_MOVE
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import PresentationContext
 
+from dicom_node.audit.dimse import retrieval_began
 from dicom_node.dimse.dimse_command import MAX_COMMENT_CHARACTERS
 from dicom_node.dimse.query_model import read_request, retrieval_query
 from dicom_node.dimse.rights import peer_of, require_right
@@ -95,8 +96,10 @@ class Retrieval:
             exchange.answer(error.dimse_status, comment=str(error))
             return
         counts = Counts(len(instances))
+        tell_end = retrieval_began(self._settings, association, request, instances)
         with suboperations:
             is_canceled = _carry_out(exchange, suboperations.send(instances), counts)
+        tell_end(counts.failed_uids, counts.remaining)
         exchange.answer(CANCELED if is_canceled else counts.final_status, counts)
 
     def _suboperations(self, association: Association, request: RetrieveRequest) -> Suboperations:

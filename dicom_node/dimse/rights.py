@@ -6,6 +6,9 @@ client certificates, bound to AE titles (`tls.binds_ae_title`).
 Source: PS3.7 Annex C, status 0x0124 (refused: not authorized).
 """
 
+from dicom_node.audit.codes import RESTRICTED_FUNCTION
+from dicom_node.audit.events import Node
+from dicom_node.audit.trail import trail_of
 from dicom_node.errors import NotAuthorised
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import Destination, PeerSettings, Right
@@ -22,7 +25,9 @@ def rights_of(settings: NodeSettings, calling_ae: str) -> frozenset[Right]:
 def require_right(settings: NodeSettings, calling_ae: str, right: Right) -> None:
     """Raise NotAuthorised unless the AE has the right."""
     if right not in rights_of(settings, calling_ae):
-        raise NotAuthorised(f"{calling_ae.strip()} may not {right} here; see peers.may")
+        why = f"{calling_ae.strip()} may not {right} here; see peers.may"
+        trail_of(settings).refused(Node(calling_ae.strip()), why, RESTRICTED_FUNCTION)
+        raise NotAuthorised(why)
 
 
 def peer_of(settings: NodeSettings, ae_title: str) -> Destination | PeerSettings | None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dicom_node.audit.web import Audited
 from dicom_node.errors import BadRequest, IndexUnavailable, NodeError, NotFound, UnexpectedFailure
 from dicom_node.header import MIB
 from dicom_node.services import open_decoders, open_pressure, open_receiver
@@ -47,6 +48,7 @@ from storage.database import Database
 from storage.errors import SearchRefused, StorageError
 from storage.files import open_files
 
+API: Final = "/api"
 MAX_UPLOADS: Final = 16
 MAX_SEALERS: Final = 4
 MAX_ADDRESS_BYTES: Final = 16 * 1024
@@ -68,8 +70,16 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
     """Build the web server of one node."""
     app = Starlette(
         routes=[
-            Mount(DICOM_WEB, routes=dicom_web_routes(), middleware=[Middleware(OwnOriginOnly)]),
-            Mount("/api", routes=_operator_routes(), middleware=[Middleware(OwnSiteOnly, settings.http)]),
+            Mount(
+                DICOM_WEB,
+                routes=dicom_web_routes(),
+                middleware=[Middleware(Audited, settings, DICOM_WEB), Middleware(OwnOriginOnly)],
+            ),
+            Mount(
+                API,
+                routes=_operator_routes(),
+                middleware=[Middleware(Audited, settings, API), Middleware(OwnSiteOnly, settings.http)],
+            ),
             *_page_routes(),
             Route("/{path:path}", viewer.show_viewer, methods=["GET"]),
         ],

@@ -18,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicom_node import readiness
+from dicom_node.audit.health import AuditCollector
+from dicom_node.audit.health import problems as audit_problems
 from dicom_node.header import MIB
 from dicom_node.readiness import Problem
 from dicom_node.settings import NodeSettings
@@ -52,10 +54,11 @@ def ready(request: Request) -> Response:
 def metrics(request: Request) -> Response:
     """Answer GET /metrics in Prometheus' text format."""
     problems = _problems(request)
+    audit = AuditCollector(services_of(request).settings)
     if not {problem.reason for problem in problems} & {DATABASE, SCHEMA}:
         with suppress(StorageUnavailable), services_of(request).database.reading() as tx:
-            return _exposition(_ReadinessCollector(problems), _NodeCollector(tx))
-    return _exposition(_ReadinessCollector(problems))
+            return _exposition(_ReadinessCollector(problems), audit, _NodeCollector(tx))
+    return _exposition(_ReadinessCollector(problems), audit)
 
 
 def _exposition(*collectors: Collector) -> Response:
@@ -75,6 +78,7 @@ def readiness_checks(settings: NodeSettings, database: Database, files: FileStor
         lambda: _database_problems(database),
         lambda: _disk_problems(settings),
         lambda: readiness.problems(settings.home),
+        lambda: audit_problems(settings),
     ]
     return checks if settings.storage.s3_bucket is None else [*checks, lambda: _bucket_problems(files)]
 
