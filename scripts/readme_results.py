@@ -13,6 +13,7 @@ except ModuleNotFoundError:  # started by its path
 MARKERS = ("<!-- results: made by scripts/readme_results.py -->", "<!-- end of results -->")
 PACKAGES = Path("inference/packages")
 MAIN, OTHERS = "sim4seg-s", ("prs-med-s", "medseg-r-s")
+RIVAL = "unet"  # a variant in MAIN's report; shown where it has been measured
 
 
 def interval(score: dict[str, float] | None) -> str:
@@ -39,9 +40,12 @@ def row(name: str, scores: dict[str, Any], others: list[dict[str, Any]]) -> str:
 def render(repository: Path) -> str:
     """The table as Markdown; one sentence while there are no measurements."""
     measured = {name: repository / PACKAGES / name / "metrics.json" for name in (MAIN, *OTHERS)}
-    datasets = {name: _datasets(path) for name, path in measured.items() if path.is_file()}
-    if MAIN not in datasets:
+    reports = {name: json.loads(path.read_text()) for name, path in measured.items() if path.is_file()}
+    if MAIN not in reports:
         return "No model package has been measured yet."
+    datasets: dict[str, Any] = {name: report["datasets"] for name, report in reports.items()}
+    if rival := reports[MAIN].get("variants", {}).get(RIVAL):
+        datasets["U-Net"] = rival["datasets"]
     models = " | ".join(f"Dice, {name}" for name in datasets)
     others = [each for name, each in datasets.items() if name != MAIN]
     lines = [
@@ -53,11 +57,6 @@ def render(repository: Path) -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def _datasets(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["datasets"]
-    return found
 
 
 if __name__ == "__main__":
