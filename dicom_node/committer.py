@@ -18,6 +18,7 @@ from storage.files import FileStore
 from storage.index import IndexResult, InstanceRecord, index_instances
 from storage.journal import MAX_RECORDS, Record
 from storage.part10 import IncomingFile
+from storage.rulings import write_rulings
 
 MAX_BATCH = MAX_RECORDS  # instances in one transaction: others wait for the database meanwhile
 
@@ -146,7 +147,9 @@ class Committer:
 
     def _index(self, batch: list[Entry], *, is_journaled: bool = False) -> None:
         with self._writer.transaction(is_journaled=is_journaled) as tx:
-            results = index_instances(tx, [entry.record for entry in batch])
+            records = [entry.record for entry in batch]
+            results = index_instances(tx, records)
+            write_rulings(self._files, records, results)
         for entry, result in zip(batch, results, strict=True):
             if self._files.exists(entry.record.stored.path):
                 entry.result = result

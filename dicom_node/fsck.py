@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dicom_node.notes import IdentityRules
+from dicom_node.rebuild import Rebuild
 from dicom_node.recovery import Fate, Recovery, mark_all_complete
 from storage.database import Database
 from storage.files import FileStore
@@ -44,7 +45,7 @@ def rebuild_index(
     """Enter every stored file into an empty index; without jobs, every study counts as analysed."""
     with files.left_behind():
         pass  # what a journal held is files again, and entered with all others
-    fates = Recovery(database, files, identity).rebuild(tell)
+    fates = Rebuild(database, files, identity).run(tell)
     told: dict[str, Any] = {
         "instances": count_instances(database),
         **{str(fate): fates[fate] for fate in Fate},

@@ -1,4 +1,4 @@
-"""Files back into the index: from the journal, orphans that a crash left, or all when the index was lost.
+"""Files back into the index: from the journal, and orphans that a crash left.
 
 A file is believed only when its bytes have the digest of its name and can be read as DICOM; otherwise it is
 set aside, never deleted. What came from outside is entered as if it had just been received: nobody was
@@ -10,30 +10,30 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import update
 
 from dicom_node.errors import NodeError
 from dicom_node.header import HeaderLimits, read_header
-from dicom_node.notes import IdentityRules, ResultNote, result_note_of
+from dicom_node.notes import IdentityRules
 from dicom_node.product import is_own_result
 from dicom_node.receive import silence_pydicom
 from dicom_node.settings import NodeSettings
-from storage.database import Database, Transaction, database_now
-from storage.errors import DatabaseRefused, IndexNotEmpty, InstanceMissing, InstanceUnidentified
+from storage.database import Database, database_now
+from storage.errors import DatabaseRefused, InstanceMissing, InstanceUnidentified
 from storage.files import FileStore, StoredObject, open_files
-from storage.fsck import Progress, count_instances, digest_of, unreferenced
-from storage.identity import follow_result
+from storage.fsck import digest_of, unreferenced
 from storage.index import IndexResult, find_instance, index_instance, is_held
 from storage.journal import LeftBehind
 from storage.part10 import StoredFile, is_address
 from storage.records import VALUE_ERRORS, InstanceRecord, Origin, record_from_dataset
-from storage.tables import Conflict, Instance, Series, Study
+from storage.rulings import write_rulings
+from storage.tables import Study
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +73,17 @@ class Recovery:
     def adopt(self, orphan: StoredObject) -> Fate:
         """Enter one file that no row refers to."""
         try:
-            record = self._record(orphan)
+            record = self.record_of(orphan)
         except InstanceMissing:
             return Fate.LEFT
         if record is None:
-            return self._set_aside(orphan)
+            return self.set_aside(orphan)
         if record.is_own_result:
             is_forsaken = time.time() - orphan.modified_at > FORSAKEN_AFTER_S
-            return self._set_aside(orphan) if is_forsaken else Fate.LEFT
+            return self.set_aside(orphan) if is_forsaken else Fate.LEFT
         with self._database.transaction() as tx:
             result = index_instance(tx, record)
+            write_rulings(self._files, [record], [result])
             known = find_instance(tx, record.sop_instance_uid)
         if result is IndexResult.DUPLICATE and known is not None and known.path != orphan.path:
             return self._drop_copy(orphan, known.path)
@@ -102,98 +103,22 @@ class Recovery:
 
     def _enter_again(self, left: LeftBehind) -> bool:
         found = StoredObject(left.stored.path, left.stored.size_bytes, time.time())
-        record = self._record(found, Origin(**left.note))
+        record = self.record_of(found, Origin(**left.note))
         if record is None:
             return False
         try:
             with self._database.transaction() as tx:
                 if is_held(tx, record):
                     return False
-                index_instance(tx, replace(record, is_own_result=False))
+                result = index_instance(tx, replace(record, is_own_result=False))
+                write_rulings(self._files, [record], [result])
         except DatabaseRefused:
             extra = {"sop_instance_uid": record.sop_instance_uid}
             logger.exception("an instance of the journal was refused again", extra=extra)
             return False
         return True
 
-    def rebuild(self, progress: Progress) -> Counter[Fate]:
-        """Enter every file into an index that has no instances.
-
-        Of several contents with one UID the oldest file is the one that was received first. Rejection notes
-        are followed again, and results count as they say themselves: those that a newer one names as its
-        predecessors are superseded, those made from a rejected image are withdrawn.
-
-        Raises
-        ------
-        IndexNotEmpty
-            If the index has instances; `fsck --repair` enters what such an index lacks.
-        """
-        if count_instances(self._database):
-            raise IndexNotEmpty("the index has instances: use `dicom-node fsck --repair` for single files")
-        fates: Counter[Fate] = Counter()
-        walk = self._files.walk()
-        while batch := list(islice(walk, BATCH)):
-            known = [(stored, self._record(stored)) for stored in batch if is_address(stored.path)]
-            for stored, record in known:
-                if record is None:
-                    fates[self._set_aside(stored)] += 1
-            with self._database.transaction() as tx:
-                fates.update(self._enter(tx, stored, record) for stored, record in known if record)
-            progress("files", fates.total())
-        self._follow_results(progress)
-        return fates
-
-    def _follow_results(self, progress: Progress) -> None:
-        """Read every result of ours once more, now that all are entered that they may name."""
-        last, seen = "", 0
-        while rows := self._results_after(last):
-            for row in rows:
-                said = self._said_by(row)
-                if said is not None:
-                    with self._database.transaction() as tx:
-                        follow_result(tx, row, said.predecessors, said.inputs)
-            last, seen = rows[-1].sop_instance_uid, seen + len(rows)
-            progress("results", seen)
-
-    def _results_after(self, sop_instance_uid: str) -> Sequence[Instance]:
-        statement = (
-            select(Instance)
-            .join(Series, Series.series_instance_uid == Instance.series_instance_uid)
-            .where(Series.is_own_result, Instance.sop_instance_uid > sop_instance_uid)
-            .order_by(Instance.sop_instance_uid)
-            .limit(BATCH)
-        )
-        with self._database.reading() as tx:
-            return tx.scalars(statement).all()
-
-    def _said_by(self, row: Instance) -> ResultNote | None:
-        with suppress(InstanceMissing), self._files.open(row.path) as file:
-            return result_note_of(file)
-        return None
-
-    def _enter(self, tx: Transaction, stored: StoredObject, record: InstanceRecord) -> Fate:
-        result = index_instance(tx, record)
-        if result is not IndexResult.CONFLICT:
-            return Fate.INDEXED if result is IndexResult.NEW else Fate.DUPLICATE
-        row = find_instance(tx, record.sop_instance_uid)
-        first = self._files.find(row.path) if row is not None else None
-        if first is not None and first.modified_at > stored.modified_at:
-            self._change_places(tx, record, first)
-        return Fate.QUARANTINED
-
-    def _change_places(self, tx: Transaction, older: InstanceRecord, first: StoredObject) -> None:
-        """Let the older of two contents be the instance, and the one entered first the quarantined."""
-        younger = self._record(first)
-        if younger is None:
-            return
-        uid = older.sop_instance_uid
-        tx.execute(delete(Instance).where(Instance.sop_instance_uid == uid))
-        mine = (Conflict.sop_instance_uid == uid, Conflict.second_sha256 == older.stored.sha256)
-        tx.execute(delete(Conflict).where(*mine))
-        for record in (older, younger):
-            index_instance(tx, record)
-
-    def _record(self, stored: StoredObject, origin: Origin = RECOVERED) -> InstanceRecord | None:
+    def record_of(self, stored: StoredObject, origin: Origin = RECOVERED) -> InstanceRecord | None:
         """Read what the index keeps of a file; None when its bytes cannot be believed."""
         sha256 = digest_of(self._files, stored.path)
         if f"{sha256}.dcm" != stored.path.rsplit("/", 1)[-1]:
@@ -210,7 +135,8 @@ class Recovery:
         record = replace(record, is_own_result=is_own_result(record.series.modality, manufacturer))
         return self._identity.completed(record, lambda: self._files.open(stored.path))
 
-    def _set_aside(self, stored: StoredObject) -> Fate:
+    def set_aside(self, stored: StoredObject) -> Fate:
+        """Move a file out of the way that cannot be believed."""
         with suppress(InstanceMissing):
             self._files.set_aside(stored.path)
             logger.warning("file without a row set aside", extra={"path": stored.path})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from storage.durable import disk_errors, fsync_directory, make_durable_directory
+from storage.durable import disk_errors, fsync, fsync_directory, make_durable_directory
 from storage.journal import Journal, LeftBehind, held_paths, left_behind
 from storage.part10 import (
     OBJECTS,
@@ -26,6 +26,7 @@ from storage.part10 import (
 from storage.settings import StorageSettings
 
 SET_ASIDE = "set-aside"
+RULINGS = "rulings"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,23 @@ class FileStore(Protocol):
     def walk(self) -> Iterator[StoredObject]:
         """Give every stored file, in the order of their paths, without holding them in memory."""
         ...
+
+    def add_ruling(self, path: str, line: str) -> None:
+        """Add a line to what is kept about a file beside it, durably; `delete` removes all of it."""
+        ...
+
+    def ruling(self, path: str) -> str:
+        """Return what is kept about a file beside it; "" if nothing is."""
+        ...
+
+    def rulings(self) -> Iterator[tuple[str, str]]:
+        """Give the sha256 of every file that something is kept about, and what."""
+        ...
+
+
+def ruling_name(path: str) -> str:
+    """Where a store keeps what it knows about the file `path` beside its bytes."""
+    return f"{RULINGS}/{absolute(Path(), path).stem}.txt"
 
 
 def open_files(settings: StorageSettings) -> FileStore:
@@ -180,6 +198,7 @@ class DiskFiles:
         """Unlink, and fsync the folder."""
         file = absolute(self._root, path)
         with disk_errors(), suppress(FileNotFoundError):
+            (self._root / ruling_name(path)).unlink(missing_ok=True)
             file.unlink()
             fsync_directory(file.parent)
 
@@ -198,6 +217,29 @@ class DiskFiles:
         """Go through objects/ folder by folder, holding the names of one folder at a time."""
         with disk_errors():
             yield from _walk(self._root / OBJECTS, OBJECTS)
+
+    def add_ruling(self, path: str, line: str) -> None:
+        """Append to a small file, and fsync it and its folder."""
+        with disk_errors():
+            folder = make_durable_directory(str(self._root), RULINGS)
+            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(self._root / ruling_name(path), flags, 0o600), "w") as file:
+                file.write(line)
+                file.flush()
+                fsync(file.fileno())
+            fsync_directory(folder)
+
+    def ruling(self, path: str) -> str:
+        """Read the small file."""
+        with disk_errors(), suppress(FileNotFoundError):
+            return (self._root / ruling_name(path)).read_text()
+        return ""
+
+    def rulings(self) -> Iterator[tuple[str, str]]:
+        """Read all small files."""
+        with disk_errors():
+            for entry in _sorted_folder(self._root / RULINGS):
+                yield entry.name.removesuffix(".txt"), Path(entry.path).read_text()
 
 
 def _walk(folder: Path, path: str) -> Iterator[StoredObject]:

@@ -126,6 +126,16 @@ def withdraw_results(
     return uids
 
 
+def withdraw_unclaimed(tx: Transaction, study_instance_uid: str) -> None:
+    """Withdraw all results of a corrected study that are in an index without jobs: one that is made anew."""
+    statement = select(Instance.sop_instance_uid).join(
+        Series, Series.series_instance_uid == Instance.series_instance_uid
+    )
+    ours = statement.where(Instance.study_instance_uid == study_instance_uid, Series.is_own_result)
+    for uid in tx.scalars(ours).all():
+        _withdraw(tx, uid, CORRECTION)
+
+
 def reopen(tx: Transaction, study_instance_uid: str, note: str | None = None) -> None:
     """Let the study be completed again, as its next version if it was complete."""
     values: dict[InstrumentedAttribute[Any], Any] = {

@@ -74,7 +74,7 @@ class IndexResult(StrEnum):
     DUPLICATE = "DUPLICATE"  # same UID, same bytes: nothing changed
     CONFLICT = "CONFLICT"  # same UID, other bytes: the first stays, the second is in quarantine
     OTHER_PATIENT = "OTHER PATIENT"  # its study belongs to another patient: it is in quarantine
-    CORRECTED = "CORRECTED"  # same image, other patient, by a sender that may say so; the first is set aside
+    CORRECTED = "CORRECTED"  # other patient, by a sender that may say so; a first content is set aside
 
 
 def index_instance(tx: Transaction, record: InstanceRecord) -> IndexResult:
@@ -167,15 +167,17 @@ def _enter(tx: Transaction, record: InstanceRecord) -> IndexResult:
         return IndexResult.DUPLICATE
     if known.series_study_uid not in (None, record.study_instance_uid):
         raise InstanceConflict(record.sop_instance_uid, "its series belongs to another study", "")
-    if not record.is_own_result and names_other_patient(record, known.patient_id):
+    is_correction = not record.is_own_result and names_other_patient(record, known.patient_id)
+    if is_correction:
         _require_correction(tx, record)
     upsert_study(tx, record)
-    if known.series_study_uid is None and not insert_series(tx, record):
-        return _enter_overtaken(tx, record)
-    if not insert_instance(tx, record):
-        return _enter_overtaken(tx, record)
-    _follow(tx, record, known)
-    return IndexResult.NEW
+    is_series_there = known.series_study_uid is not None or insert_series(tx, record)
+    if is_series_there and insert_instance(tx, record):
+        _follow(tx, record, known)
+        entered = IndexResult.NEW
+    else:
+        entered = _enter_overtaken(tx, record)
+    return IndexResult.CORRECTED if is_correction and entered is IndexResult.NEW else entered
 
 
 def _corrects(tx: Transaction, record: InstanceRecord, known: Known) -> bool:

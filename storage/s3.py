@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from storage.durable import disk_errors, make_durable_directory
 from storage.errors import InstanceMissing, NotDurable, StorageError, StorageFull, StorageUnavailable
-from storage.files import SET_ASIDE, StoredObject
+from storage.files import RULINGS, SET_ASIDE, StoredObject, ruling_name
 from storage.journal import LeftBehind
 from storage.part10 import OBJECTS, IncomingFile, StoredFile, absolute
 
@@ -154,6 +154,7 @@ class S3Files:
         key = self._key(path)
         with _store_errors(path):
             self._client().delete_object(Bucket=self._bucket.name, Key=key)
+            self._client().delete_object(Bucket=self._bucket.name, Key=self._ruling_key(path))
         (self._spool / _FETCHED / Path(path).name).unlink(missing_ok=True)
 
     def set_aside(self, path: str) -> str:
@@ -169,13 +170,42 @@ class S3Files:
 
     def walk(self) -> Iterator[StoredObject]:
         """List the bucket, a thousand keys a request."""
-        prefix = self._bucket.prefix
+        for found in self._listed(OBJECTS):
+            path = found["Key"].removeprefix(self._bucket.prefix)
+            yield StoredObject(path, int(found["Size"]), found["LastModified"].timestamp())
+
+    def add_ruling(self, path: str, line: str) -> None:
+        """Put what was there and the line; two at the same time may leave only one, which is enough."""
+        body = (self.ruling(path) + line).encode()
+        with _store_errors(path):
+            self._client().put_object(Bucket=self._bucket.name, Key=self._ruling_key(path), Body=body)
+
+    def ruling(self, path: str) -> str:
+        """Get the small object."""
+        with suppress(InstanceMissing):
+            return self._text(self._ruling_key(path))
+        return ""
+
+    def rulings(self) -> Iterator[tuple[str, str]]:
+        """Get all small objects."""
+        for found in self._listed(RULINGS):
+            yield Path(found["Key"]).stem, self._text(found["Key"])
+
+    def _listed(self, folder: str) -> Iterator[dict[str, Any]]:
         pages = self._client().get_paginator("list_objects_v2")
-        with _store_errors(OBJECTS):
-            for page in pages.paginate(Bucket=self._bucket.name, Prefix=f"{prefix}{OBJECTS}/"):
-                for found in page.get("Contents", []):
-                    path = found["Key"].removeprefix(prefix)
-                    yield StoredObject(path, int(found["Size"]), found["LastModified"].timestamp())
+        with _store_errors(folder):
+            for page in pages.paginate(Bucket=self._bucket.name, Prefix=f"{self._bucket.prefix}{folder}/"):
+                yield from page.get("Contents", [])
+
+    def _text(self, key: str) -> str:
+        with (
+            _store_errors(key),
+            closing(self._client().get_object(Bucket=self._bucket.name, Key=key)["Body"]) as body,
+        ):
+            return cast("bytes", body.read()).decode()
+
+    def _ruling_key(self, path: str) -> str:
+        return self._bucket.prefix + ruling_name(path)
 
     def _key(self, path: str) -> str:
         return self._bucket.prefix + self._relative(path)

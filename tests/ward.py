@@ -11,10 +11,11 @@ from sqlalchemy import select, update
 from dicom_node.completion import complete_studies
 from dicom_node.forms.form import Recipient
 from dicom_node.frames import FrameLimits
+from dicom_node.intake import ReceiveLimits
 from dicom_node.notes import IdentityRules
 from dicom_node.pipeline import Services, run_job
 from dicom_node.pressure import Pressure
-from dicom_node.receive import ReceiveLimits, Receiver
+from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
 from storage.database import Database
 from storage.files import DiskFiles
@@ -112,6 +113,14 @@ def stack(count: int = 4, study: str | None = None) -> list[Dataset]:
         dataset.FrameOfReferenceUID = frame
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     return images
+
+
+def corrected(images: Sequence[Dataset], patient_id: str = "RIGHT-1") -> list[Dataset]:
+    """The same images under another patient."""
+    again = [deepcopy(dataset) for dataset in images]
+    for dataset in again:
+        dataset.PatientID, dataset.PatientName = patient_id, "Right^Patient"
+    return again
 
 
 def uids(*datasets: Dataset) -> set[str]:

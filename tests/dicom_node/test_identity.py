@@ -1,7 +1,6 @@
 """Whose images these are and which result counts: late, rejected, corrected, foreign and partial ones."""
 
 import random
-from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -23,7 +22,19 @@ from storage.index import (
 from storage.studies import request_completion
 from storage.tables import Conflict, Delivery, Instance
 from tests import builders
-from tests.ward import KEY_OBJECT, PACS, TITLES, VIEWER, Ward, coded, derived, rejection_note, stack, uids
+from tests.ward import (
+    KEY_OBJECT,
+    PACS,
+    TITLES,
+    VIEWER,
+    Ward,
+    coded,
+    corrected,
+    derived,
+    rejection_note,
+    stack,
+    uids,
+)
 
 
 @pytest.fixture
@@ -330,13 +341,6 @@ def test_our_own_result_can_be_rejected(ward: Ward) -> None:
 
 
 # ---- corrected demographics
-
-
-def corrected(images: Sequence[Dataset], patient_id: str = "RIGHT-1") -> list[Dataset]:
-    again = [deepcopy(dataset) for dataset in images]
-    for dataset in again:
-        dataset.PatientID, dataset.PatientName = patient_id, "Right^Patient"
-    return again
 
 
 def conflicts(ward: Ward) -> list[Conflict]:

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 
 from dicom_node import recovery
 from dicom_node.__main__ import main
+from dicom_node.rebuild import Rebuild
 from dicom_node.recovery import Fate, OrphanCollector, Recovery, mark_all_complete
 from dicom_node.supervisor import only_node_of
 from storage import journal
@@ -73,7 +74,7 @@ def age(files_root: Path, stored: StoredFile, seconds: float) -> None:
 def test_a_lost_index_is_made_anew(database: Database, files: FileStore):
     sent = [make_image(), make_image(syntax=DeflatedExplicitVRLittleEndian), make_data_set(), make_result()]
     kept = {str(one.SOPInstanceUID): keep(files, part10(one)) for one in sent}
-    fates = Recovery(database, files).rebuild(lambda *_: None)
+    fates = Rebuild(database, files).run(lambda *_: None)
     assert fates == {Fate.INDEXED: 4}
     with database.reading() as tx:
         rows = tx.scalars(select(Instance)).all()
@@ -88,7 +89,7 @@ def test_a_lost_index_is_made_anew(database: Database, files: FileStore):
 
 def test_a_rebuilt_study_is_analysed_again_unless_told_otherwise(database: Database, disk: DiskFiles):
     keep(disk, part10(make_image()))
-    Recovery(database, disk).rebuild(lambda *_: None)
+    Rebuild(database, disk).run(lambda *_: None)
     with database.transaction() as tx:
         assert len(quiet_studies(tx, 0)) == 1
     assert mark_all_complete(database) == 1
@@ -100,7 +101,7 @@ def test_an_index_with_instances_is_not_made_anew(database: Database, disk: Disk
     image = make_image()
     enter(database, image, keep(disk, part10(image)))
     with pytest.raises(IndexNotEmpty, match="fsck --repair"):
-        Recovery(database, disk).rebuild(lambda *_: None)
+        Rebuild(database, disk).run(lambda *_: None)
 
 
 @pytest.mark.parametrize("is_first_older", [True, False])
@@ -114,7 +115,7 @@ def test_the_older_of_two_contents_is_the_instance(
     kept = sorted((keep(disk, content) for content in contents), key=lambda stored: stored.path)
     older, younger = kept if is_first_older else reversed(kept)
     age(files_root, older, 100)
-    assert Recovery(database, disk).rebuild(lambda *_: None) == {Fate.INDEXED: 1, Fate.QUARANTINED: 1}
+    assert Rebuild(database, disk).run(lambda *_: None) == {Fate.INDEXED: 1, Fate.QUARANTINED: 1}
     with database.reading() as tx:
         instance = find_instance(tx, str(image.SOPInstanceUID))
         assert instance is not None
@@ -127,7 +128,7 @@ def test_what_cannot_be_read_is_set_aside_and_not_deleted(
     database: Database, files: FileStore, content: bytes
 ):
     stored = keep(files, content)
-    assert Recovery(database, files).rebuild(lambda *_: None) == {Fate.SET_ASIDE: 1}
+    assert Rebuild(database, files).run(lambda *_: None) == {Fate.SET_ASIDE: 1}
     assert not files.exists(stored.path)
 
 
@@ -136,7 +137,7 @@ def test_a_file_with_other_bytes_than_its_name_says_is_set_aside(
 ):
     stored = keep(disk, part10(make_image()))
     change(files_root, stored, part10(make_image()))
-    assert Recovery(database, disk).rebuild(lambda *_: None) == {Fate.SET_ASIDE: 1}
+    assert Rebuild(database, disk).run(lambda *_: None) == {Fate.SET_ASIDE: 1}
     assert len(list((files_root / "set-aside").iterdir())) == 1
 
 

@@ -95,6 +95,17 @@ def test_what_is_set_aside_is_kept_and_no_longer_found(files: FileStore):
     assert list(files.walk()) == []
 
 
+def test_what_is_ruled_about_a_file_lasts_as_long_as_the_file(files: FileStore):
+    stored = [keep(files, content).path for content in (b"one", b"two")]
+    files.add_ruling(stored[0], "1 first\n")
+    files.add_ruling(stored[0], "2 second\n")
+    assert [files.ruling(path) for path in stored] == ["1 first\n2 second\n", ""]
+    assert dict(files.rulings()) == {Path(stored[0]).stem: "1 first\n2 second\n"}
+    assert sorted(found.path for found in files.walk()) == sorted(stored)
+    files.delete(stored[0])
+    assert list(files.rulings()) == []
+
+
 def test_nothing_incoming_is_left(files: FileStore):
     keep(files, b"kept")
     with files.new_incoming() as incoming:
