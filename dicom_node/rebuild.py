@@ -161,7 +161,7 @@ class Rebuild:
         return entries
 
     def _turn(self, stored: StoredObject, record: InstanceRecord, last: _Entry | None) -> _Turn:
-        """When to enter what is no correction. A file's time is that of its last sending, but for our results."""
+        """When to enter what is no correction; files of images have the time of their last sending."""
         if self._ruled(record).is_refused:
             return _Turn.REFUSED
         if last is None:
