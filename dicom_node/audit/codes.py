@@ -25,9 +25,11 @@ INSTANCES_TRANSFERRED: Final = Code("110104", "DCM", "DICOM Instances Transferre
 STUDY_DELETED: Final = Code("110105", "DCM", "DICOM Study Deleted")
 QUERY: Final = Code("110112", "DCM", "Query")
 SECURITY_ALERT: Final = Code("110113", "DCM", "Security Alert")
+USER_AUTHENTICATION: Final = Code("110114", "DCM", "User Authentication")
 
 APPLICATION_START: Final = Code("110120", "DCM", "Application Start")
 APPLICATION_STOP: Final = Code("110121", "DCM", "Application Stop")
+LOGIN: Final = Code("110122", "DCM", "Login")
 NODE_AUTHENTICATION: Final = Code("110126", "DCM", "Node Authentication")
 RESTRICTED_FUNCTION: Final = Code("110132", "DCM", "Use of Restricted Function")
 RECORDING_STOPPED: Final = Code("110133", "DCM", "Audit Recording Stopped")

@@ -1,7 +1,8 @@
 """What is told of each kind of event: who took part, and what it was about.
 
 Source: PS3.15 A.5.3.1 (Application Activity), .2 (Audit Log Used), .3 (Begin Transferring), .6 (Instances
-Accessed), .7 (Instances Transferred), .8 (Study Deleted), .10 (Query), .11 (Security Alert).
+Accessed), .7 (Instances Transferred), .8 (Study Deleted), .10 (Query), .11 (Security Alert), .12 (User
+Authentication).
 """
 
 from collections.abc import Mapping
@@ -171,6 +172,14 @@ def recording_stopped(ours: Node, count: int) -> Event:
     return _alert(ours, (), codes.RECORDING_STOPPED, why, Outcome.SERIOUS_FAILURE)
 
 
+def logged_in(ours: Node, user: str, address: str, *, is_success: bool) -> Event:
+    """A person, or a program with a token, said who it is, and was believed or not."""
+    by = Participant(user, is_requestor=True, address=address)
+    outcome = Outcome.SUCCESS if is_success else Outcome.MINOR_FAILURE
+    participants = by, ours.takes_part()
+    return Event(codes.USER_AUTHENTICATION, "E", participants, outcome=outcome, kind=codes.LOGIN)
+
+
 def log_used(ours: Node, user: str, trail: str) -> Event:
     """A person read the trail here."""
     by = Participant(user, is_requestor=True, address=ours.address)
@@ -198,6 +207,7 @@ SENT: Final = {
     "each study and address in `audit.access_again_s`",
     codes.STUDY_DELETED: "a study is removed by `retention`",
     codes.QUERY: "C-FIND, QIDO-RS, search for workitems",
+    codes.USER_AUTHENTICATION: "a log-in, or a token that is not believed",
     codes.SECURITY_ALERT: "an association is rejected by AE title, address or certificate, a TLS handshake "
     "fails, a right is missing, another site's page asks for a change; and, as information, what operators "
     "do: jobs and deliveries asked for again, an index made anew or mended, workitems created, changed and "

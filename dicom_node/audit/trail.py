@@ -115,6 +115,11 @@ class Trail:
             words = f"{why}; {untold} more before were not told one by one" if untold else why
             self._write([events.alert(self.ours, by, kind, words)])
 
+    def logged_in(self, user: str, address: str, *, is_success: bool) -> None:
+        """Somebody logged in, or was not believed; of a flood of failures some are told."""
+        if is_success or self._alerts.ask(f"login {address}") is not None:
+            self._write([events.logged_in(self.ours, user, address, is_success=is_success)])
+
     def operated(self, user: str, address: str, what: str) -> None:
         """A person had the node do something."""
         self._write([events.operated(self.ours, user, address, what)])
