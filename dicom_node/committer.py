@@ -8,10 +8,10 @@ sender alone commits at once, in its own thread: nothing is waited for, no threa
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
+from dicom_node.writers import Writing
 from storage.database import Database
 from storage.errors import DatabaseRefused, StorageError, StorageUnavailable
 from storage.files import FileStore
@@ -29,7 +29,7 @@ class Entry:
 
     incoming: IncomingFile
     record: InstanceRecord
-    made: Future[None] | None = None  # its file, being written meanwhile
+    made: Writing | None = None  # its file, being written meanwhile
     result: IndexResult | None = None
     error: StorageError | None = None
 
@@ -170,11 +170,8 @@ class Committer:
 
 def _is_made(entry: Entry) -> bool:
     """Wait for the file that another thread writes."""
-    try:
-        if entry.made is not None:
-            entry.made.result()
-    except StorageError as error:
-        entry.error = error
+    if entry.made is not None:
+        entry.error = entry.made.wait()
     return entry.error is None
 
 

@@ -10,9 +10,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from dicom_node.announced import Announced
 from dicom_node.committer import Entry
 from dicom_node.errors import NodeError
-from dicom_node.receive import Announced, Intake, Received, Receiver, received
+from dicom_node.intake import Intake
+from dicom_node.receive import Receiver
+from dicom_node.received import Received, received
 
 AHEAD: Final = 4  # instances that are held in memory until a thread has written them
 

@@ -42,7 +42,7 @@ LONG_VRS: Final = frozenset(
 SHORT_VRS: Final = frozenset((b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US").split())
 SEQUENCE_TAGS: Final = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
 
-Buffer = bytes | bytearray | mmap.mmap
+Buffer = bytes | bytearray | memoryview | mmap.mmap
 Span = tuple[int, bytes, int, int, int]  # tag, VR; where element and value begin, and where they end
 
 
@@ -90,6 +90,19 @@ class _Ended(Exception):
     """The buffer ended; whether that is an error depends on what the buffer is."""
 
 
+class _ByteOrder:
+    """How the heads of elements are read."""
+
+    def __init__(self, order: str) -> None:
+        self.tag = struct.Struct(order + "HH").unpack_from
+        self.long = struct.Struct(order + "I").unpack_from
+        self.short_element = struct.Struct(order + "HH2sH").unpack_from
+        self.short = struct.Struct(order + "H").unpack_from
+
+
+_LITTLE, _BIG = _ByteOrder("<"), _ByteOrder(">")
+
+
 class _Walk:
     """One pass over one data set in a buffer."""
 
@@ -111,11 +124,9 @@ class _Walk:
         self.header_bytes = 0
         self.pixels: PixelElement | None = None
         self.top_level: list[Span] = []
-        order = ">" if is_big_endian else "<"
-        self.read_tag = struct.Struct(order + "HH").unpack_from
-        self.read_long = struct.Struct(order + "I").unpack_from
-        self.read_short_element = struct.Struct(order + "HH2sH").unpack_from
-        self.read_short = struct.Struct(order + "H").unpack_from
+        order = _BIG if is_big_endian else _LITTLE
+        self.read_tag, self.read_long, self.read_short = order.tag, order.long, order.short
+        self.read_short_element = order.short_element
 
     def top(self, *, is_implicit: bool, only_group: int | None = None) -> None:
         """Walk the top level up to the end of the buffer, or of `only_group`."""
@@ -336,7 +347,7 @@ class ReceivedHeader:
 
 
 def check_received(
-    beginning: bytearray, size_bytes: int, reader: Callable[[], BinaryIO], plan: HeaderPlan
+    beginning: Buffer, size_bytes: int, reader: Callable[[], BinaryIO], plan: HeaderPlan
 ) -> ReceivedHeader:
     """Walk the whole structure of a file that is being received; raises as `read_header` does.
 
@@ -413,7 +424,7 @@ def _walk_plain(buffer: Buffer, offset: int, limits: HeaderLimits, syntax: str) 
 
 
 def _walk_beginning(
-    beginning: bytearray, start: int, end: int, limits: HeaderLimits, syntax: str
+    beginning: Buffer, start: int, end: int, limits: HeaderLimits, syntax: str
 ) -> _Walk | None:
     """Walk a file by its beginning alone; None when something beyond it must be looked at."""
     walk = _Walk(beginning, start, limits, is_big_endian=syntax == ExplicitVRBigEndian, end=end)

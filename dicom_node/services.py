@@ -1,9 +1,10 @@
 """What a process of the node opens once and hands down: the receiver, and what a job needs."""
 
+from dicom_node.intake import ReceiveLimits
 from dicom_node.limited import MIB, LimitedPool, Limits
 from dicom_node.notes import IdentityRules
 from dicom_node.pressure import Pressure
-from dicom_node.receive import ReceiveLimits, Receiver
+from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
 from storage.database import Database
 from storage.files import open_files

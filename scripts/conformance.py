@@ -11,12 +11,13 @@ from pynetdicom.sop_class import _STORAGE_CLASSES
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from dicom_node import errors, tls
+from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.dimse import acceptor, association, commitment, matches, query_model, retrieve_scp
 from dicom_node.dimse.negotiation import KNOWN_SYNTAXES, VERIFICATION, is_storage
 from dicom_node.dimse.transcode import PLAIN
 from dicom_node.forms.form import DEFAULT_FORMS, SOP_CLASSES
-from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicom_node.settings_network import DimseSettings, HttpSettings, PeerSettings, TlsSettings
+from dicom_node.settings_network import DimseSettings, PeerSettings, TlsSettings
+from dicom_node.settings_web import HttpSettings, OidcSettings
 from dicom_node.web.app import dicom_web_routes
 from storage.search import INSTANCE_MATCHERS, SERIES_MATCHERS, STUDY_MATCHERS
 
@@ -315,6 +316,7 @@ def _configuration() -> str:
         ("dimse", DimseSettings),
         ("tls", TlsSettings),
         ("http", HttpSettings),
+        ("oidc", OidcSettings),
         ("peers", PeerSettings),
     )
     rows = [

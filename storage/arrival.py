@@ -151,7 +151,7 @@ def _first_known(insert: Insert, column: InstrumentedAttribute[str], name: str) 
 
 def _touch_statement() -> Executable:
     """UPDATE of a study that this image has nothing to add to but its time: no column of an index changes."""
-    empty = literal_column("''")
+    empty = literal_column("''", String)
     is_same = (
         or_(getattr(Study, name) != empty, bindparam(name, type_=String) == empty)
         for name in _STUDY_ATTRIBUTES

@@ -162,22 +162,27 @@ class Writer:
             with self._database.transaction() as tx:
                 yield tx
             return
-        with _translated_errors():
-            session, self._session = self._session or self._open(), None
-            driver: sqlite3.Connection = session.info[DRIVER]
-            try:
-                self._wait_for_disk(driver, is_wanted=not is_journaled)
-                _begin_at_once(driver)
-                yield session
-                session.flush()
-                _run(driver, "COMMIT")
-            except BaseException:
-                if driver.in_transaction:
-                    driver.execute("ROLLBACK")
-                _close(session)
-                raise
+        session, self._session = self._session, None
+        if session is None:
+            with _translated_errors():
+                session = self._open()
+        driver: sqlite3.Connection = session.info[DRIVER]
+        try:
+            self._wait_for_disk(driver, is_wanted=not is_journaled)
+            _begin_at_once(driver)
+            yield session
+            session.flush()
+            _run(driver, "COMMIT")
+        except BaseException as error:
+            if driver.in_transaction:
+                driver.execute("ROLLBACK")
+            _close(session)
+            if isinstance(error, DBAPIError):
+                raise _storage_error(error) from None
+            raise
+        if session.identity_map:
             session.expunge_all()
-            self._session = session
+        self._session = session
 
     @property
     def folder(self) -> Path | None:

@@ -18,6 +18,7 @@ from storage.part10 import (
     IncomingFile,
     StoredFile,
     absolute,
+    is_there,
     keep_all,
     new_incoming,
     open_file,
@@ -183,7 +184,7 @@ class DiskFiles:
 
     def exists(self, path: str) -> bool:
         """Say whether the file is there."""
-        return absolute(self._root, path).is_file()
+        return is_there(self._root, path)
 
     def find(self, path: str) -> StoredObject | None:
         """Look at the file's size and time."""

@@ -42,6 +42,7 @@ _ROOM_LEFT: Final = 4  # times its size must be free for a journal to be made: s
 _PAGE: Final = mmap.PAGESIZE
 _HEAD: Final = struct.Struct("<8s16sII")  # what it is, which pass over the segment, bytes of JSON, their CRC
 _MAGIC: Final = b"DCMJRNL1"
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Record(NamedTuple):
@@ -186,7 +187,7 @@ class Journal:
 
     def _describe(self, record: Record, head: memoryview) -> None:
         told = {"stored": vars(record.stored), "note": record.note, "at": time.monotonic_ns()}
-        words = json.dumps(told, separators=(",", ":")).encode()
+        words = _encode(told).encode()
         _HEAD.pack_into(head, 0, _MAGIC, self._pass, len(words), zlib.crc32(words))
         head[_HEAD.size : _HEAD.size + len(words)] = words
 

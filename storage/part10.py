@@ -44,6 +44,7 @@ _OBJECT_PATH = re.compile(
 )
 _BLOCK_BYTES = 1 << 20  # whole pages: small pieces, or a page written twice, cost several times as much
 _SPARE_BLOCKS = 8
+_BEGINNING_BYTES = 1 << 16
 _DIRECT_BYTES = 1 << 17  # shorter pieces go through the page cache as quickly
 _NO_BLOCK = memoryview(b"")
 _spare_blocks: list[memoryview] = []  # new memory is slower than a used one; append and pop are atomic
@@ -77,6 +78,7 @@ class IncomingFile:
         self._is_direct = False  # past the page cache: new memory for it costs more than the disk
         self.size_bytes = 0
         self._block = _take_block()
+        self._beginning = b""  # of a file that is longer than a block
 
     @property
     def path(self) -> Path:
@@ -90,19 +92,30 @@ class IncomingFile:
             return None
         return self._block[: -(-self.size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE]
 
+    @property
+    def beginning(self) -> bytes | memoryview:
+        """What is in memory from the first byte on, nearly every header among it; valid until it is kept."""
+        return self._beginning or self._block[: self._collected]
+
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`; raises StorageFull when the disk has no room for it, now or at the next call."""
-        left = memoryview(data)
-        self._digest.update(left)  # while it is in the processor's cache
-        self.size_bytes += left.nbytes
-        while (room := _BLOCK_BYTES - self._collected) < left.nbytes:
-            self._block[self._collected :] = left[:room]
-            self._collected, left = _BLOCK_BYTES, left[room:]
+        self._digest.update(data)  # while it is in the processor's cache
+        self.size_bytes += len(data)
+        if self._collected + len(data) > _BLOCK_BYTES:
+            data = self._write_blocks(memoryview(data))
+        end = self._collected + len(data)
+        self._block[self._collected : end] = data
+        self._collected = end
+
+    def _write_blocks(self, data: memoryview) -> memoryview:
+        """Fill the block and empty it into the file, as often as `data` does; gives what is left of them."""
+        while (room := _BLOCK_BYTES - self._collected) < len(data):
+            self._block[self._collected :] = data[:room]
+            self._collected, data = _BLOCK_BYTES, data[room:]
+            self._beginning = self._beginning or bytes(self._block[:_BEGINNING_BYTES])
             self.write_out()
             self._collected = self._written = 0
-        end = self._collected + left.nbytes
-        self._block[self._collected : end] = left
-        self._collected = end
+        return data
 
     def reader(self) -> BinaryIO:
         """Open what was written so far, from its beginning; the caller closes it."""
@@ -281,10 +294,20 @@ def is_address(path: str) -> bool:
 
 def absolute(files_root: Path, path: str) -> Path:
     """Return where the stored file `path` is; raises PathRefused unless `path` is a content address."""
+    _require_address(path)
+    return files_root / path
+
+
+def is_there(files_root: Path, path: str) -> bool:
+    """Say whether the stored file `path` is there; raises as `absolute`."""
+    _require_address(path)
+    return os.path.isfile(f"{files_root}/{path}")  # noqa: PTH113 - no Path: this runs a lot
+
+
+def _require_address(path: str) -> None:
     if not is_address(path):
         msg = "not the path of a stored file"
         raise PathRefused(msg)
-    return files_root / path
 
 
 def open_file(files_root: Path, path: str) -> BinaryIO:

@@ -5,6 +5,7 @@ in of an instance that is most of the time. The statements are SQLAlchemy's, in 
 execution goes past it. Errors come back as SQLAlchemy's own, so `Database.transaction` translates them.
 """
 
+import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -47,17 +48,20 @@ class Prepared:
 
     def run(self, tx: Transaction, values: Mapping[str, Any]) -> Cursor:
         """Execute it in `tx` with `values` for its bound parameters."""
-        dialect = tx.get_bind().dialect
-        sql, constants = self._compiled[dialect.name]
         driver: Any = tx.info.get(DRIVER)
-        if driver is None:
-            driver = tx.connection().connection.driver_connection
-        errors: Any = dialect.loaded_dbapi.Error
+        if driver is not None:
+            return self._run(driver, "sqlite", values, sqlite3.Error)
+        dialect = tx.get_bind().dialect
+        driver = tx.connection().connection.driver_connection
+        return self._run(driver, dialect.name, values, dialect.loaded_dbapi.Error)
+
+    def _run(self, driver: Any, dialect: str, values: Mapping[str, Any], errors: Any) -> Cursor:
+        sql, constants = self._compiled[dialect]
         try:
             cursor: Cursor = driver.execute(sql, {**constants, **values} if constants else values)
         except errors as error:
             raise DBAPIError.instance(
-                sql, None, error, errors, hide_parameters=True, dialect=dialect
+                sql, None, error, errors, hide_parameters=True, dialect=_DIALECTS[dialect]
             ) from None
         return cursor
 

@@ -4,6 +4,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from pydicom.dataset import Dataset
@@ -21,6 +22,14 @@ VALUE_ERRORS: Final = (
     EOFError, struct.error, BytesLengthException,
 )  # fmt: skip
 Attributes = Dataset | Mapping[str, str]  # asked for the same keywords
+_STUDY_KEYWORDS: Final = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "AccessionNumber", "StudyDescription", "StudyID", "ReferringPhysicianName",
+)  # fmt: skip
+_SERIES_KEYWORDS: Final = (
+    "Modality", "SeriesNumber", "SeriesDescription", "BodyPartExamined", "SeriesDate", "SeriesTime",
+    "Laterality", "ImageLaterality",
+)  # fmt: skip
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 _DATE = re.compile(r"\d{8}", re.ASCII)
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", re.ASCII)
@@ -130,6 +139,26 @@ def record_from_dataset(
 
 
 def _study_attributes(ds: Attributes) -> StudyAttributes:
+    if isinstance(ds, dict):
+        return _study_of_texts(tuple(map(ds.get, _STUDY_KEYWORDS)))
+    return _read_study(ds)
+
+
+@lru_cache(maxsize=64)  # images of one study come one after the other
+def _study_of_texts(texts: tuple[str | None, ...]) -> StudyAttributes:
+    return _read_study(_present(_STUDY_KEYWORDS, texts))
+
+
+@lru_cache(maxsize=64)
+def _series_of_texts(texts: tuple[str | None, ...]) -> SeriesAttributes:
+    return _read_series(_present(_SERIES_KEYWORDS, texts))
+
+
+def _present(keywords: tuple[str, ...], texts: tuple[str | None, ...]) -> dict[str, str]:
+    return {keyword: text for keyword, text in zip(keywords, texts, strict=True) if text is not None}
+
+
+def _read_study(ds: Attributes) -> StudyAttributes:
     return StudyAttributes(
         patient_id=_text(ds, "PatientID", 64),
         patient_name=_text(ds, "PatientName", 200),
@@ -145,6 +174,12 @@ def _study_attributes(ds: Attributes) -> StudyAttributes:
 
 
 def _series_attributes(ds: Attributes) -> SeriesAttributes:
+    if isinstance(ds, dict):
+        return _series_of_texts(tuple(map(ds.get, _SERIES_KEYWORDS)))
+    return _read_series(ds)
+
+
+def _read_series(ds: Attributes) -> SeriesAttributes:
     return SeriesAttributes(
         modality=_text(ds, "Modality", 16),
         series_number=_integer(ds, "SeriesNumber"),

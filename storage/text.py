@@ -1,6 +1,7 @@
 """Text as a database can hold it, and names as they are compared."""
 
 import unicodedata
+from functools import lru_cache
 
 
 def clean_text(value: str, length: int) -> str:
@@ -13,6 +14,7 @@ def clean_text(value: str, length: int) -> str:
     return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8").strip()[:length].rstrip()
 
 
+@lru_cache(maxsize=256)  # images of one study come one after the other
 def fold_name(value: str) -> str:
     """Reduce a person name to the form that is compared: no case, no empty components at the end.
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from dicom_node.intake import ReceiveLimits
 from dicom_node.pressure import Pressure
-from dicom_node.receive import ReceiveLimits, Receiver
+from dicom_node.receive import Receiver
 from storage.database import Database
 from storage.files import DiskFiles
 

@@ -14,6 +14,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.events import EventHandlerType
 
+from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.dimse.association import HandedSocket, ServedAssociation
 from dicom_node.dimse.commitment import STORAGE_COMMITMENT
 from dicom_node.dimse.commitment_scp import CommitmentReporter, answer_commitment_request, waker
@@ -25,7 +26,7 @@ from dicom_node.dimse.retrieve_scp import Retrieval
 from dicom_node.dimse.rights import require_right
 from dicom_node.dimse.store_scp import answer_store, status
 from dicom_node.errors import NotAuthorised
-from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Receiver
+from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import Right
 from storage.database import Database

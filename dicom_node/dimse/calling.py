@@ -17,9 +17,9 @@ from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_RJ
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
+from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.answers import Answer, Kind
 from dicom_node.errors import AssociationRejected, PeerUnreachable
-from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import TlsSettings
 from dicom_node.tls import client_context

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.dimse import pdu
 from dicom_node.dimse.acceptor import Acceptor
 from dicom_node.dimse.admission import CALLING_UNKNOWN, Admission
@@ -21,7 +22,7 @@ from dicom_node.dimse.negotiation import ACCEPTED, answer_contexts, is_ours
 from dicom_node.dimse.rights import rights_of
 from dicom_node.dimse.store_scp import Accepted, StoreServices, StoringAssociation
 from dicom_node.dimse.vetting import Vetted
-from dicom_node.receive import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Receiver
+from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import Right
 from dicom_node.tls import listening_context, may_call_itself

@@ -25,13 +25,14 @@ from pynetdicom import StoragePresentationContexts, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
+from dicom_node.announced import ExpectedUids
 from dicom_node.dimse.calling import Caller, Peer, Proposal, associated, caller_of
 from dicom_node.dimse.matches import UTF_8
 from dicom_node.dimse.query_model import STUDY_ROOT, Level
 from dicom_node.dimse.store_scp import status
 from dicom_node.dimse.transcode import PLAIN
 from dicom_node.errors import AssociationRejected, NodeError, PeerUnreachable
-from dicom_node.receive import ExpectedUids, Receiver
+from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
 from storage.index import Origin
 

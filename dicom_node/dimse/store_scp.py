@@ -20,6 +20,7 @@ from pydicom.uid import UID
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
+from dicom_node.announced import Announced, ExpectedUids
 from dicom_node.dimse import pdu
 from dicom_node.dimse.dimse_command import (
     C_CANCEL_RQ,
@@ -42,7 +43,8 @@ from dicom_node.errors import (
     SopClassNotSupported,
     Unparseable,
 )
-from dicom_node.receive import Announced, ExpectedUids, Intake, Receiver
+from dicom_node.intake import Intake
+from dicom_node.receive import Receiver
 from storage.index import Origin
 
 SUCCESS: Final = 0x0000

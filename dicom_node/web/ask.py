@@ -15,7 +15,7 @@ from starlette.responses import Response
 from dicom_node.errors import BadRequest, BodyTooLarge, NotAskable, NotFound, UnsupportedMediaType
 from dicom_node.progress import images_read
 from dicom_node.questions import Question, Wish, ask
-from dicom_node.receive import checked_uid
+from dicom_node.uids import checked_uid
 from dicom_node.web.media_types import JSON, parse_media_type
 from dicom_node.web.operations import viewer_link
 from dicom_node.web.services import DICOM_WEB, json_response, services_of

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, Response
 
 from dicom_node.errors import BadRequest, NotFound
 from dicom_node.questions import MAX_QUERY, series_with_images, suggestions
-from dicom_node.receive import checked_uid
+from dicom_node.uids import checked_uid
 from dicom_node.web.ask_script import PANEL_SCRIPT, VIEWER_SCRIPT
 from dicom_node.web.operations import viewer_link
 from dicom_node.web.services import FRESH, RESEARCH_USE, services_of

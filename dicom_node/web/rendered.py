@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from dicom_node.decoding import GIF, JPEG, PNG, PictureOptions, draw_frame
 from dicom_node.errors import BadRequest, NotAcceptable, NotFound
-from dicom_node.receive import checked_uid
+from dicom_node.uids import checked_uid
 from dicom_node.web.media_types import MediaType, accepted
 from dicom_node.web.ranges import content_response
 from dicom_node.web.services import WebServices, instances_at, services_of

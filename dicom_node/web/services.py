@@ -14,8 +14,9 @@ from dicom_node.errors import NotFound
 from dicom_node.limited import LimitedPool
 from dicom_node.pressure import Pressure
 from dicom_node.readiness import Problem
-from dicom_node.receive import Receiver, checked_uid
+from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
+from dicom_node.uids import checked_uid
 from dicom_node.web.frames import Layouts
 from dicom_node.web.media_types import DICOM_JSON, JSON
 from dicom_node.web.metadata import DICOM_WEB, MetadataCache, instance_address

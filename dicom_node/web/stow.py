@@ -17,6 +17,7 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dicom_node.announced import ExpectedUids
 from dicom_node.errors import (
     BadRequest,
     BodyTooLarge,
@@ -28,13 +29,8 @@ from dicom_node.errors import (
 )
 from dicom_node.gathering import Gathering
 from dicom_node.header import MAX_META_BYTES, META_START, MIB, split_meta_uids
-from dicom_node.receive import (
-    MAX_UID_CHARACTERS,
-    UID_FORM,
-    ExpectedUids,
-    Received,
-    checked_uid,
-)
+from dicom_node.received import Received
+from dicom_node.uids import MAX_UID_CHARACTERS, UID_FORM, checked_uid
 from dicom_node.web.body import Body
 from dicom_node.web.media_types import DICOM, DICOM_JSON, MULTIPART, MediaType, parse_media_type, part_type
 from dicom_node.web.multipart import MultipartLimits, MultipartReader, Part

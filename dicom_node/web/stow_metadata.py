@@ -19,7 +19,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicom_node.errors import BadRequest, BodyTooLarge, NodeError, Unparseable, UnresolvedBulkData
 from dicom_node.header import MIB, PIXEL_TAGS
-from dicom_node.receive import checked_uid
+from dicom_node.uids import checked_uid
 from dicom_node.web.media_types import MediaType, parse_media_type
 from dicom_node.web.multipart import Part
 from storage.records import VALUE_ERRORS

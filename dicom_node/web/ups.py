@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicom_node.errors import BadRequest, BodyTooLarge, ConflictingState, NotFound, UnsupportedMediaType
-from dicom_node.receive import checked_uid
+from dicom_node.uids import checked_uid
 from dicom_node.web.media_types import DICOM_JSON, JSON, parse_media_type
 from dicom_node.web.qido import AGENT, MAX_LIMIT, OTHER_PARAMETERS, number_in, require_json
 from dicom_node.web.services import (

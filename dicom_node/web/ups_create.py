@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from dicom_node.errors import BadRequest, ConflictingState
 from dicom_node.questions import MAX_QUERY, Wish, request_of
-from dicom_node.receive import checked_uid
 from dicom_node.settings import NodeSettings
+from dicom_node.uids import checked_uid
 from dicom_node.web.ups_view import OUR_SCHEME, STATE, TRANSACTION_UID, WORKLIST, element
 from storage.database import Transaction
 from storage.index import find_study

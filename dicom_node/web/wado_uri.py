@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from dicom_node.decoding import GIF, JPEG, PNG
 from dicom_node.errors import BadRequest, NotAcceptable, NotFound
-from dicom_node.receive import checked_uid
+from dicom_node.uids import checked_uid
 from dicom_node.web import rendered, wado
 from dicom_node.web.media_types import DICOM, parse_media_type
 from dicom_node.web.services import services_of

@@ -29,11 +29,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, ExplicitVRLittleEndian
 from sqlalchemy import func, select, update
 
+from dicom_node.announced import Announced
 from dicom_node.completion import complete_studies
 from dicom_node.errors import ConflictingInstance
+from dicom_node.intake import ReceiveLimits
 from dicom_node.pressure import Pressure
 from dicom_node.product import MANUFACTURER
-from dicom_node.receive import Announced, ReceiveLimits, Receiver
+from dicom_node.receive import Receiver
 from dicom_node.recovery import Recovery
 from dicom_node.settings import NodeSettings, load_settings
 from storage.database import Database, upgrade

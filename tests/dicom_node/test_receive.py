@@ -24,6 +24,13 @@ from pydicom.uid import (
 from sqlalchemy import func, select
 
 from dicom_node import errors, readiness
+from dicom_node.announced import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    Announced,
+    ExpectedUids,
+    encode_meta,
+)
 from dicom_node.errors import (
     ConflictingInstance,
     IllegalUid,
@@ -37,14 +44,7 @@ from dicom_node.errors import (
     Unparseable,
 )
 from dicom_node.header import HeaderLimits
-from dicom_node.receive import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    Announced,
-    ExpectedUids,
-    ReceiveLimits,
-    encode_meta,
-)
+from dicom_node.intake import ReceiveLimits
 from storage.errors import InstanceUnidentified
 from storage.index import IndexResult, Origin, find_instance, record_from_dataset
 from storage.part10 import StoredFile

@@ -334,7 +334,7 @@ def test_a_message_without_end_is_broken_off(database, files_root, listen):
 
 
 def small_receiver(database, files_root):
-    from dicom_node.receive import ReceiveLimits
+    from dicom_node.intake import ReceiveLimits
     from tests.doors import make_receiver
 
     return make_receiver(database, files_root, ReceiveLimits(max_instance_bytes=1_000_000))
