@@ -82,4 +82,4 @@ def shuffled(priors: Sequence[Priors], seed: int = 0) -> list[Priors]:
 
 def prior_batch(priors: Sequence[Priors], tokenizer: Tokenizer) -> Tensor:
     """(B, 3, P) int64 token ids; a missing field is all 0."""
-    return torch.from_numpy(np.stack([encode_priors(one, tokenizer) for one in priors]))
+    return torch.as_tensor(np.stack([encode_priors(one, tokenizer) for one in priors]))

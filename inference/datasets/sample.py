@@ -121,13 +121,13 @@ def collate(samples: Sequence[Sample], frame_side: int, side: int, grid: int = 1
         pixels[i, :height, :width] = _normal(sample.pixels)
         masks[i, 0, :height, :width] = sample.mask
         valid[i] = ResizeLongestSide((height, width), max(height, width, frame_side)).valid_cells(grid)
-    full = torch.from_numpy(masks)
+    full = torch.as_tensor(masks)
     step = frame_side // side
     return ImageBatch(
-        pixels=_shrink(torch.from_numpy(pixels).permute(0, 3, 1, 2), step),  # channels last in memory
+        pixels=_shrink(torch.as_tensor(pixels).permute(0, 3, 1, 2), step),  # channels last in memory
         masks=(_shrink(full, step) > 0.5).float(),
         cells=_shrink(full, frame_side // grid)[:, 0],
-        valid_cells=torch.from_numpy(valid),
+        valid_cells=torch.as_tensor(valid),
     )
 
 

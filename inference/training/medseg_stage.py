@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from inference.training.stages import (
     is_outlined,
     keep_trunks,
     kind_indices,
+    mixed_precision,
 )
 
 
@@ -76,7 +76,7 @@ class MedSegRStage:
         rng, weights, model = self.bench.sampler.rng, self.bench.weights, self.learner.model
         priors = [training_priors(sample, rng, self.missing, self.leave_out) for sample in samples]
         fix_batch_norms(model)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             embedding = model.embed(batch.pixels, prior_batch(priors, self.bench.tokenizer))
             logits, iou = model.draw(embedding)
             kinds = model.kind(embedding)

@@ -31,6 +31,7 @@ from inference.training.stages import (
     is_outlined,
     keep_trunks,
     kind_indices,
+    mixed_precision,
 )
 
 BORROWED_PARTS = ("vision_tower", "projector", "language_model", "image_encoder")  # of a trained Sim4Seg
@@ -69,7 +70,7 @@ class PrsMedStage:
         text, _ = encode_positions(samples, self.bench.tokenizer, rng, weights.diagnosis_token)
         model = self.learner.model
         fix_batch_norms(model)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             states = model.read(batch.pixels, text.ids)
             embedding = model.image_encoder(batch.pixels)
             logits = self._mask(states, text, embedding)

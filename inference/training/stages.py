@@ -71,6 +71,11 @@ class Stage(Protocol):
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+def mixed_precision() -> torch.autocast:
+    """Products in bfloat16 on the device that this run works on."""
+    return torch.autocast(torch.get_default_device().type, torch.bfloat16)
+
+
 def channels_last(module: ModuleT) -> ModuleT:
     """Lay `module`'s convolutions out channels last: a fifth faster on a CPU."""
     for parameter in module.parameters():
@@ -133,8 +138,8 @@ def simulate_region(batch: ImageBatch, rng: Generator, top_k: int = 36) -> Tenso
     for i in range(count):
         dy, dx = rng.integers(-1, 2, 2)
         smooth[i] = torch.roll(smooth[i], (int(dy), int(dx)), (0, 1))
-    noise = torch.from_numpy(rng.standard_normal((count, 1, grid, grid)).astype(np.float32))
-    level = torch.from_numpy(rng.choice((0.05, 0.2, 0.6, 3.0), (count, 1, 1), p=(0.3, 0.35, 0.2, 0.15)))
+    noise = torch.as_tensor(rng.standard_normal((count, 1, grid, grid)).astype(np.float32))
+    level = torch.as_tensor(rng.choice((0.05, 0.2, 0.6, 3.0), (count, 1, 1), p=(0.3, 0.35, 0.2, 0.15)))
     scores = smooth + F.avg_pool2d(noise, 3, 1, 1)[:, 0] * level.float()
     return top_cells(scores, batch.valid_cells, top_k)
 
@@ -182,12 +187,12 @@ class SegmenterStage:
         coarse = F.avg_pool2d(batch.masks, 4)
         rng = self.bench.sampler.rng
         if rng.random() >= phase.decoder_share:
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed_precision():
                 direct = self._segmenter.direct_head(self._segmenter.image_encoder(batch.pixels))
             return {"direct": mask_loss(direct, coarse, self.bench.weights)}
-        has_region = torch.from_numpy(rng.random(phase.batch) < 0.6)
+        has_region = torch.as_tensor(rng.random(phase.batch) < 0.6)
         region = simulate_region(batch, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             logits, iou, direct = self._segmenter(batch.pixels, region, has_region)
         return {
             "mask": mask_loss(logits, batch.masks, self.bench.weights),
@@ -215,7 +220,7 @@ def dice_by_dataset(
     for start in range(0, len(samples), 16):
         part = samples[start : start + 16]
         batch = collate(part, frame_side, side)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), mixed_precision():
             masks = (predict(batch) > 0).float()
         overlap = 2 * (masks * batch.masks).flatten(1).sum(1)
         total = (masks + batch.masks).flatten(1).sum(1).clamp(min=1)
@@ -279,7 +284,7 @@ class LvlmStage:
         samples = self.bench.sampler.draw(phase.batch)
         batch = collate(samples, self.bench.frame_side, phase.side)
         text = self._encode(samples, self.bench.sampler.rng, self.bench.weights.diagnosis_token)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             return self._read_losses(samples, batch, text)[0]
 
     def _encode(self, samples: list[Sample], rng: Generator, label_weight: float) -> TextBatch:
@@ -311,7 +316,7 @@ class LvlmStage:
             part = self.bench.validation[start : start + 12]
             batch = collate(part, self.bench.frame_side, phase.side)
             text = self._encode(part, rng, 100.0)
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), mixed_precision():
                 self._score(part, batch, text, hits)
         return {name: float(np.mean(values)) for name, values in hits.items()}
 
@@ -414,7 +419,7 @@ class JointStage(LvlmStage):
         text = self._encode(samples, self.bench.sampler.rng, self.bench.weights.diagnosis_token)
         model, has = self.learner.model, text.has_seg
         model.image_encoder.train(any(p.requires_grad for p in model.image_encoder.parameters()))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             losses, image_tokens, seg = self._read_losses(samples, batch, text)
             if not has.any():
                 return losses

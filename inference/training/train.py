@@ -4,7 +4,9 @@
         --data /path/to/data --cache /path/to/cache --out /path/to/run
 
 The clock is part of the recipe: a stage lasts its minutes, whatever the machine, and its learning
-rate follows the time that has passed. A run that stops goes on from its last checkpoint.
+rate follows the time that has passed. A run that stops goes on from its last checkpoint. It works on the
+first GPU where there is one (never measured), else on the CPU; with WORLD_SIZE and RANK in the environment
+each process has a GPU or a core of its own. `log.jsonl` and `curve.svg` tell how it went.
 """
 
 import argparse
@@ -19,9 +21,12 @@ from typing import Any
 import torch
 import torch.distributed as peers
 from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from inference.models.checkpoints import average_into, load_into, load_tensors, save_tensors, with_prefix
 from inference.training.build import build_stage
+from inference.training.curve import draw_curves
 from inference.training.recipe import load_recipe
 from inference.training.stages import Phase, Stage
 
@@ -102,7 +107,8 @@ class Run:
             return
         tensors, notes = load_tensors(path)
         load_into(self.stage.module, with_prefix(tensors, "model."))
-        self.average = with_prefix(tensors, "average.")
+        for name, value in with_prefix(tensors, "average.").items():
+            self.average[name].copy_(value)
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in with_prefix(tensors, "optimiser.").items():
             index, key = name.split(".", 1)
@@ -165,12 +171,14 @@ def train(run: Run) -> None:
     sums: dict[str, list[float]] = {}
     is_first = not peers.is_initialized() or peers.get_rank() == 0
     run.elapsed_s = shared_clock(run.elapsed_s)
+    bar = progress_bar(run, is_shown=is_first)
     while run.elapsed_s < run.total_s:
         started = time.monotonic()
         images += run.phase.batch
         for name, value in run.take_step().items():
             sums.setdefault(name, []).append(value)
         run.elapsed_s = shared_clock(run.elapsed_s + time.monotonic() - started)
+        bar.update(run.elapsed_s - bar.n)
         if not is_first:
             continue
         if run.elapsed_s - last["log"] >= 20:
@@ -193,6 +201,27 @@ def train(run: Run) -> None:
         _report(run, run.score_average(), 0.0)
 
 
+def progress_bar(run: Run, *, is_shown: bool) -> "tqdm[Any]":
+    """Seconds done of the stage's and those still to come; on a terminal only."""
+    return tqdm(
+        total=run.total_s,
+        initial=run.elapsed_s,
+        unit="s",
+        desc=run.out.name,
+        disable=None if is_shown else True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s, {remaining} left",
+    )
+
+
+def choose_device() -> torch.device:
+    """Take the process's own GPU, else the CPU: whatever is made from now on is made there."""
+    rank = int(os.environ.get("RANK", "0"))
+    is_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if is_gpu else torch.device("cpu")
+    torch.set_default_device(device)
+    return device
+
+
 def _report(run: Run, numbers: dict[str, float], images_per_s: float) -> None:
     line = {
         "step": run.step,
@@ -204,6 +233,7 @@ def _report(run: Run, numbers: dict[str, float], images_per_s: float) -> None:
     }
     with (run.out / "log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+    draw_curves(run.out / "log.jsonl", run.out / "curve.svg")
     log.info("%s", line)
 
 
@@ -221,12 +251,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.recipe)
+    device = choose_device()
     if "WORLD_SIZE" in os.environ:  # one process per core is twice as fast as one process with two threads
-        peers.init_process_group("gloo")
+        peers.init_process_group("nccl" if device.type == "cuda" else "gloo")
         recipe["seed"] += peers.get_rank()
     torch.manual_seed(recipe["seed"])
     stage = build_stage(options.stage, recipe, options.data, options.cache, options.start)
-    train(Run(stage, recipe[options.stage], options.out))
+    with logging_redirect_tqdm():
+        train(Run(stage, recipe[options.stage], options.out))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.networks.blocks.encoder import BaseEncoder
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, FlexibleUNet
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from inference.training.stages import (
     channels_last,
     dice_by_dataset,
     is_outlined,
+    mixed_precision,
     prepare_trunk,
 )
 
@@ -96,7 +96,7 @@ class UnetStage:
         """One batch: the mask loss of the other models."""
         samples = [s for s in self.bench.sampler.draw(phase.batch) if is_outlined(s)]
         batch = collate(samples, self.bench.frame_side, phase.side)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             logits = self.module(batch.pixels)
         return {"mask": mask_loss(logits, batch.masks, self.bench.weights)}
 
