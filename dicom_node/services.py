@@ -1,5 +1,6 @@
 """What a process of the node opens once and hands down: the receiver, and what a job needs."""
 
+from dicom_node.audit.trail import AUDIT
 from dicom_node.intake import ReceiveLimits
 from dicom_node.limited import MIB, LimitedPool, Limits
 from dicom_node.notes import IdentityRules
@@ -27,6 +28,7 @@ def open_pressure(settings: NodeSettings) -> Pressure:
         settings.storage.files_root,
         soft_bytes=settings.limits.low_free_mb * MIB,
         hard_bytes=settings.limits.min_free_mb * MIB,
+        needs=(AUDIT,) if settings.audit.when_full == "refuse" else (),
     )
 
 

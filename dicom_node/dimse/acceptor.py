@@ -7,7 +7,7 @@ Source: PS3.7 D.3.3.4 (role selection: C-GET, Storage Commitment), PS3.4 C.5 and
 
 import socket
 import time
-from typing import Final
+from typing import Final, cast
 
 from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -15,6 +15,8 @@ from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.events import EventHandlerType
 
 from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.audit.dimse import caller
+from dicom_node.audit.trail import trail_of
 from dicom_node.dimse.association import HandedSocket, ServedAssociation
 from dicom_node.dimse.commitment import STORAGE_COMMITMENT
 from dicom_node.dimse.commitment_scp import CommitmentReporter, answer_commitment_request, waker
@@ -87,6 +89,7 @@ class Acceptor:
             association.bind(event, handler, *arguments)
         association.start()
         association.join()
+        trail_of(self._settings).received(caller(association), association.tally)
 
 
 def _application_entity(settings: NodeSettings) -> AE:
@@ -143,4 +146,4 @@ def _answer_store(event: evt.Event, settings: NodeSettings, receiver: Receiver) 
         require_right(settings, str(event.assoc.requestor.ae_title), Right.STORE)
     except NotAuthorised as refusal:
         return status(refusal.dimse_status, str(refusal))
-    return answer_store(event, receiver)
+    return answer_store(event, receiver, cast("ServedAssociation", event.assoc).tally)

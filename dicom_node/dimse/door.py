@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.audit.events import Node
+from dicom_node.audit.trail import trail_of
 from dicom_node.dimse import pdu
 from dicom_node.dimse.acceptor import Acceptor
 from dicom_node.dimse.admission import CALLING_UNKNOWN, Admission
@@ -52,6 +54,7 @@ class Door:
         self._services = services
         self._acceptor = Acceptor(settings, services.receiver, services.database)
         self._tls = listening_context(settings)
+        self._audit = trail_of(settings)
         self._lock = threading.Lock()
         self._storing: dict[socket.socket, StoringAssociation] = {}
         self._threads = set[threading.Thread]()
@@ -99,7 +102,7 @@ class Door:
         connection = vetted.connection
         try:
             if vetted.is_tls:
-                connection = self._shake_hands(connection)
+                connection = self._shake_hands(connection, vetted.address)
                 self._serve_tls(connection, vetted.address)
             else:
                 self._serve(connection, vetted.address, vetted.first)
@@ -111,16 +114,16 @@ class Door:
                 self._threads.discard(threading.current_thread())
             on_end(vetted.address[0])
 
-    def _shake_hands(self, connection: socket.socket) -> ssl.SSLSocket:
+    def _shake_hands(self, connection: socket.socket, address: tuple[str, int]) -> ssl.SSLSocket:
         if self._tls is None:
             raise ConnectionRefusedError
         connection.settimeout(self._settings.dimse.acse_timeout_s)
         try:
             return self._tls.wrap_socket(connection, server_side=True)
         except OSError as error:
-            logger.warning(
-                "TLS handshake failed", extra={"reason": getattr(error, "reason", None) or str(error)}
-            )
+            reason = getattr(error, "reason", None) or str(error)
+            logger.warning("TLS handshake failed", extra={"reason": reason})
+            self._audit.refused(Node(address=address[0]), f"TLS handshake failed: {reason}")
             connection.close()
             raise
 
@@ -130,6 +133,8 @@ class Door:
         rejection = self._services.admission.refuse(request, address[0])
         if rejection is None and not may_call_itself(connection, request.calling_ae, self._settings.tls):
             logger.warning("certificate and calling AE differ", extra={"calling_ae": request.calling_ae})
+            who = Node(request.calling_ae, address[0])
+            self._audit.refused(who, "the certificate does not name the calling AE title")
             rejection = CALLING_UNKNOWN
         if rejection is not None:
             connection.sendall(pdu.encode_associate_rj(rejection))
@@ -152,6 +157,8 @@ class Door:
         finally:
             with self._lock:
                 del self._storing[connection]
+        who = Node(request.calling_ae, address[0])
+        self._audit.received(who, association.tally, association.refused)
         extra = {
             "calling_ae": request.calling_ae,
             "peer": address[0],

@@ -21,6 +21,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
 from dicom_node.announced import Announced, ExpectedUids
+from dicom_node.audit.events import Tally
 from dicom_node.dimse import pdu
 from dicom_node.dimse.dimse_command import (
     C_CANCEL_RQ,
@@ -45,6 +46,7 @@ from dicom_node.errors import (
 )
 from dicom_node.intake import Intake
 from dicom_node.receive import Receiver
+from dicom_node.received import Received
 from storage.index import Origin
 
 SUCCESS: Final = 0x0000
@@ -84,6 +86,7 @@ class StoringAssociation:
         self._services = services
         self._inflow = Inflow(connection, services.limits, first)
         self._is_draining = False
+        self.tally = Tally()
         self.stored = 0
         self.refused = 0
 
@@ -205,7 +208,7 @@ class StoringAssociation:
 
     def _finish(self, intake: Intake) -> Answer:
         try:
-            intake.finish()
+            self.tally.take(intake.finish())
         except NodeError as error:
             return self._refusal(error)
         self.stored += 1
@@ -254,10 +257,10 @@ class StoringAssociation:
         return {"calling_ae": self._accepted.request.calling_ae}
 
 
-def answer_store(event: Event, receiver: Receiver) -> Dataset:
-    """Receive the instance of a C-STORE request; returns the status to answer with."""
+def answer_store(event: Event, receiver: Receiver, tally: Tally) -> Dataset:
+    """Receive the instance of a C-STORE request, and count it; returns the status to answer with."""
     try:
-        _receive(event, receiver)
+        tally.take(_receive(event, receiver))
     except NodeError as error:
         logger.warning(
             "instance refused",
@@ -276,7 +279,7 @@ def status(code: int, comment: str = "") -> Dataset:
     return answer
 
 
-def _receive(event: Event, receiver: Receiver) -> None:
+def _receive(event: Event, receiver: Receiver) -> Received:
     request = cast("C_STORE", event.request)
     if request.DataSet is None:
         raise Unparseable("the C-STORE request has no data set")
@@ -287,7 +290,7 @@ def _receive(event: Event, receiver: Receiver) -> None:
     expected = ExpectedUids(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
     data_set = cast("BinaryIO", request.DataSet)
     data_set.seek(0)
-    receiver.receive_data_set(data_set, meta, Origin("DIMSE", _calling_ae(event)), expected)
+    return receiver.receive_data_set(data_set, meta, Origin("DIMSE", _calling_ae(event)), expected)
 
 
 def _calling_ae(event: Event) -> str:

@@ -8,8 +8,9 @@ Source: PS3.18 10.5, Tables 10.5.3-1 (statuses) and I.2 (store instances respons
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dicom_node.announced import ExpectedUids
+from dicom_node.audit.web import stowed
 from dicom_node.errors import (
     BadRequest,
     BodyTooLarge,
@@ -127,9 +129,10 @@ async def store_instances(request: Request) -> Response:
     _refuse_early(request, kind, services)
     body = Body(aiter(request.stream()))
     reading = asyncio.ensure_future(body.read())
+    tell = partial(stowed, request, services.settings)
     try:
         return await anyio.to_thread.run_sync(
-            _store, services, kind, body.chunks(), study, limiter=services.uploads
+            _store, services, kind, body.chunks(), study, tell, limiter=services.uploads
         )
     finally:
         reading.cancel()
@@ -155,7 +158,13 @@ def _max_body_bytes(services: WebServices) -> int:
     return services.settings.http.max_body_mb * MIB
 
 
-def _store(services: WebServices, kind: MediaType, chunks: Iterator[bytes], study: str | None) -> Response:
+def _store(
+    services: WebServices,
+    kind: MediaType,
+    chunks: Iterator[bytes],
+    study: str | None,
+    tell: Callable[[Iterable[Received], int], None],
+) -> Response:
     with _Outcome(services) as outcome:
         try:
             _store_body(services, kind, chunks, study, outcome)
@@ -166,6 +175,7 @@ def _store(services: WebServices, kind: MediaType, chunks: Iterator[bytes], stud
                 raise
             outcome.failures.append(_Failure(error, "", ""))
         outcome.settle()
+    tell(outcome.stored, len(outcome.failures))
     if not outcome.stored and not outcome.failures:
         raise BadRequest("the body holds no instance")
     _request_completion(services, outcome)
