@@ -36,7 +36,8 @@ stage lvlm
 wait
 together joint --start "$(weights lvlm)" --start "$(weights segmenter)" # the later one has the last word
 stage refine --start "$(weights joint)" # as it was run: one process
-last=$(weights refine)
+together sharpen --start "$(weights refine)"
+last=$(weights sharpen)
 module export.parity --weights "$last" --data "$data/train" --package "$package" --version "$version"
 module training.evaluate --package "$package" --data "$data/train" --json "$package/metrics.json" --ablate 40 --processes "$threads"
 module export.package --package "$package" --version "$version"

@@ -54,7 +54,8 @@ sim4seg() { # [more for the gate]: every stage of sim4seg-s, on this recipe
     together lvlm
     together joint --start "$(weights "$model/segmenter")" --start "$(weights "$model/lvlm")"
     together refine --start "$(weights "$model/joint")"
-    finish "$(weights "$model/refine")" sim4seg "$@"
+    together sharpen --start "$(weights "$model/refine")"
+    finish "$(weights "$model/sharpen")" sim4seg "$@"
 }
 
 case $model in
@@ -64,12 +65,12 @@ prs-med-s)
     finish "$(weights prs-med-s/end_to_end)" prs_med
     ;;
 medseg-r-s)
-    together adapt --start "$(start_of refine)"
+    together adapt --start "$(start_of sharpen)"
     finish "$(weights medseg-r-s/adapt)" medseg_r
     ;;
 lisa-s) sim4seg --top-k 0 ;;
 sim4seg-after-s)
-    together refine --start "$(start_of refine)"
+    together refine --start "$(start_of sharpen)"
     finish "$(weights "$model/refine")" sim4seg
     ;;
 unet-s)

@@ -1,4 +1,4 @@
-"""The three stages of training sim4seg-s: segmenter, language model, both together."""
+"""The stages of training sim4seg-s: segmenter, language model, both together, and then one of them alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from inference.training.losses import LossWeights, iou_loss, mask_loss, region_l
 Losses = dict[str, Tensor]
 SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 LVLM_PARTS = ("vision_tower", "projector", "language_model", "text_hidden_fcs")
+MASK_PARTS = ("model.image_encoder.", "model.mask_decoder.")  # of a Learner
 MODALITIES: tuple[str, ...] = tuple(TARGETS)
 PROMPT_NOISE = 0.05  # per component; [SEG] states of different images were measured 0.03 apart
 
@@ -397,11 +398,13 @@ class JointStage(LvlmStage):
     """Stage C: the paper's recipe; the region comes from the model itself, without gradients.
 
     The paper freezes SAM's image encoder; `freeze_image_encoder` in the recipe says whether this run does.
+    `freeze_lvlm` leaves everything else as it is: the masks learn on, the words stay.
     """
 
     def __init__(self, bench: Bench, config: Sim4SegConfig = SMALL) -> None:
         super().__init__(bench, config)
         self.learner.model.prompt_encoder.requires_grad_(False)
+        self.is_lvlm_frozen = False
 
     def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
         """Take the weights to start from, and the recipe's word on SAM's image encoder."""
@@ -411,16 +414,23 @@ class JointStage(LvlmStage):
             encoder.requires_grad_(False)
         else:
             prepare_trunk(encoder, settings)
+        self.is_lvlm_frozen = settings.get("freeze_lvlm", False)
+        if self.is_lvlm_frozen:
+            for name, parameter in self.learner.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name.startswith(MASK_PARTS))
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: everything stage B has, plus the mask through RVLS2M and the decoder."""
-        samples = self.bench.sampler.draw(phase.batch)
+        samples = self.bench.sampler.draw(phase.batch, only_regions=self.is_lvlm_frozen)
         batch = collate(samples, self.bench.frame_side, phase.side)
         text = self._encode(samples, self.bench.sampler.rng, self.bench.weights.diagnosis_token)
         model, has = self.learner.model, text.has_seg
         model.image_encoder.train(any(p.requires_grad for p in model.image_encoder.parameters()))
+        if self.is_lvlm_frozen:
+            fix_batch_norms(self.learner)
         with mixed_precision():
-            losses, image_tokens, seg = self._read_losses(samples, batch, text)
+            with torch.set_grad_enabled(not self.is_lvlm_frozen):
+                losses, image_tokens, seg = self._read_losses(samples, batch, text)
             if not has.any():
                 return losses
             embedding = model.image_encoder(batch.pixels[has])

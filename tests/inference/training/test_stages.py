@@ -118,6 +118,17 @@ def test_a_restored_package_can_be_trained_on(bench: Bench, tmp_path: Path) -> N
     assert all(torch.equal(taken[name.removeprefix("model.")], value) for name, value in whole.items())
 
 
+def test_masks_learn_on_and_every_word_stays(bench: Bench, tmp_path: Path) -> None:
+    stage = JointStage(bench, TINY)
+    stage.begin({"freeze_image_encoder": False, "freeze_lvlm": True}, [])
+    before = {name: value.clone() for name, value in stage.learner.state_dict().items()}
+    losses_of(stage, tmp_path, 2)
+    after = stage.learner.state_dict()
+    changed = {name.split(".")[1] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"image_encoder", "mask_decoder"}
+    assert not any("running" in name for name in after if not torch.equal(after[name], before[name]))
+
+
 def test_phases_follow_the_clock(bench: Bench, tmp_path: Path) -> None:
     phases = [{"side": 128, "minutes": 1.0, "batch": 4}, {"side": 256, "minutes": 2.0, "batch": 2}]
     run = Run(SegmenterStage(bench, TINY), {**RECIPE, "phase": phases}, tmp_path)
