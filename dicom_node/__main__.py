@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node import __version__
 from dicom_node.audit import add_command
+from dicom_node.web import login
 
 if TYPE_CHECKING:
     from dicom_node.settings import NodeSettings
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_processes(commands)
     _add_operations(commands)
     add_command(commands, _add)
+    login.add_command(commands, _add)
     _add_offline(commands)
     return parser
 
@@ -182,6 +184,7 @@ def _add(
 def serve(options: argparse.Namespace) -> int:
     """Run the whole node until SIGTERM or Ctrl-C."""
     from dicom_node import supervisor
+    from dicom_node.web.login.way_in import require_way_in
     from storage.database import upgrade
 
     if options.parent is not None:
@@ -191,6 +194,7 @@ def serve(options: argparse.Namespace) -> int:
         with supervisor.only_node_of(settings.home):
             supervisor.require_free_ports(settings)
             supervisor.require_certificate(settings)
+            require_way_in(settings)
             upgrade(settings.storage.database_url)
             _log_as(settings, "serve", options)
             print(_welcome(settings), flush=True)

@@ -20,7 +20,7 @@ FIELDS = frozenset(
         "transfer_syntax_uid", "job_id", "job_ids", "delivery_id", "destination", "rule", "model",
         "model_version", "outcome", "reason", "attempt", "seconds", "status", "http_status", "evidence",
         "process_name", "pid", "exit_status", "count", "calling_ae", "called_ae", "peer", "port",
-        "bytes", "result", "digest", "method", "route", "delay_s",
+        "bytes", "result", "digest", "method", "route", "delay_s", "user",
     }
 )  # fmt: skip
 WITHHELD = "(text withheld: it may carry patient values)"

@@ -19,10 +19,10 @@ from dicom_node.routing import Route
 from dicom_node.settings_network import (
     Destination,
     DimseSettings,
-    HttpSettings,
     PeerSettings,
     TlsSettings,
 )
+from dicom_node.settings_web import HttpSettings, OidcSettings
 from dicom_node.settings_work import (
     BrokerSettings,
     CompletionSettings,
@@ -64,6 +64,9 @@ class NodeSettings(BaseSettings):
     dimse: DimseSettings = Field(default_factory=DimseSettings, description="The DICOM listener.")
     tls: TlsSettings = Field(default_factory=TlsSettings, description="DICOM over TLS.")
     http: HttpSettings = Field(default_factory=HttpSettings, description="The web server.")
+    oidc: OidcSettings = Field(
+        default_factory=OidcSettings, description="Tokens of an OpenID provider, where http.login = required."
+    )
     storage: StorageSettings = Field(description="Database and files.")
     completion: CompletionSettings = Field(
         default_factory=CompletionSettings, description="When a study counts as complete."

@@ -38,6 +38,8 @@ EXAMPLES: dict[str, Any] = {
     "enterprise_site": "hospital.example.org",
     "syslog_host": "audit.example.org",
     "syslog_port": 6514,
+    "issuer": "https://login.hospital.example/realms/staff",
+    "audience": "sim4seg",
     "s3_bucket": "dicom-node",
     "s3_endpoint_url": "https://s3.example.org",
     "s3_region": "eu-central-1",

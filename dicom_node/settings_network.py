@@ -1,4 +1,4 @@
-"""Settings of the network side: listener, web server, peers and destinations."""
+"""Settings of DICOM's own network: listener, TLS, peers and destinations."""
 
 import os
 from enum import StrEnum
@@ -152,32 +152,6 @@ class TlsSettings(Section):
         if self.is_required and not self.listen:
             raise ValueError("is_required needs listen = true")
         return self
-
-
-class HttpSettings(Section):
-    """DICOMweb, the operator's pages and the viewer."""
-
-    host: Host = Field(
-        default="127.0.0.1", description="Address to listen on; there is no log-in, so local by default."
-    )
-    port: Port = Field(default=8080, description="TCP port of the web server.")
-    tls: bool = Field(
-        default=False,
-        description="Answer with HTTPS, with tls.certificate and tls.key, and never without.",
-    )
-    allowed_hosts: tuple[Host, ...] = Field(
-        default=(),
-        description="Names, besides `host` and localhost, by which a browser may ask for changes.",
-    )
-    max_body_mb: int = Field(default=1024, ge=1, le=65536, description="Largest body of a request, in MiB.")
-    processes: int = Field(
-        default=2, ge=1, le=64, description="Processes that answer at the same port, one core each."
-    )
-    metadata_cache_mb: int = Field(
-        default=2048,
-        ge=1,
-        description="Disk for rendered metadata below the home, in MiB; it may be deleted at any time.",
-    )
 
 
 class Destination(Section):

@@ -41,6 +41,12 @@ from dicom_node.web import (
 )
 from dicom_node.web.frames import Layouts
 from dicom_node.web.health import readiness_checks
+from dicom_node.web.login import page as login_page
+from dicom_node.web.login.answers import LOGIN_PAGE
+from dicom_node.web.login.doorkeeper import Doorkeeper
+from dicom_node.web.login.failures import Failures
+from dicom_node.web.login.gate import Gate
+from dicom_node.web.login.rights import guard
 from dicom_node.web.metadata import MetadataCache
 from dicom_node.web.own_site import OwnOriginOnly, OwnSiteOnly
 from dicom_node.web.services import DICOM_WEB, WebServices, json_response
@@ -66,24 +72,15 @@ DATA_POLICY: Final = b"default-src 'none'; sandbox; frame-ancestors 'none'"
 logger = logging.getLogger(__name__)
 
 
-def build_app(settings: NodeSettings, database: Database) -> Starlette:
-    """Build the web server of one node."""
+def build_app(settings: NodeSettings, database: Database, failures: Failures | None = None) -> Starlette:
+    """Build the web server of one node; its processes share `failures`, of those who could not log in."""
+    routes = all_routes(settings)
+    open_addresses = guard(routes)
+    is_open = settings.http.login == "none"
+    doorkeeper = None if is_open else Doorkeeper(settings, failures or Failures())
     app = Starlette(
-        routes=[
-            Mount(
-                DICOM_WEB,
-                routes=dicom_web_routes(),
-                middleware=[Middleware(Audited, settings, DICOM_WEB), Middleware(OwnOriginOnly)],
-            ),
-            Mount(
-                API,
-                routes=_operator_routes(),
-                middleware=[Middleware(Audited, settings, API), Middleware(OwnSiteOnly, settings.http)],
-            ),
-            *_page_routes(),
-            Route("/{path:path}", viewer.show_viewer, methods=["GET"]),
-        ],
-        middleware=[Middleware(_Guard)],
+        routes=routes,
+        middleware=[Middleware(_Guard), Middleware(Gate, doorkeeper, open_addresses)],
         exception_handlers={
             NodeError: _answer_node_error,
             StorageError: _answer_storage_error,
@@ -105,8 +102,28 @@ def build_app(settings: NodeSettings, database: Database) -> Starlette:
         decoders=open_decoders(settings),
         layouts=Layouts(),
         metadata=MetadataCache(settings.home / "cache" / "metadata", settings.http.metadata_cache_mb * MIB),
+        doorkeeper=doorkeeper,
     )
     return app
+
+
+def all_routes(settings: NodeSettings) -> Sequence[BaseRoute]:
+    """Every address of the web server; each needs a row in login/rights.py."""
+    return [
+        Mount(
+            DICOM_WEB,
+            routes=dicom_web_routes(),
+            middleware=[Middleware(Audited, settings, DICOM_WEB), Middleware(OwnOriginOnly)],
+        ),
+        Mount(
+            API,
+            routes=_operator_routes(),
+            middleware=[Middleware(Audited, settings, API), Middleware(OwnSiteOnly, settings.http)],
+        ),
+        *_page_routes(),
+        *_login_routes([Middleware(OwnSiteOnly, settings.http)]),
+        Route("/{path:path}", viewer.show_viewer, methods=["GET"]),
+    ]
 
 
 def dicom_web_routes() -> Sequence[BaseRoute]:
@@ -193,6 +210,15 @@ def _page_routes() -> Sequence[BaseRoute]:
         Route("/ask/viewer.js", ask_page.show_viewer_script),
         Route("/ask/style.css", ask_page.show_panel_style),
         Route("/app-config.js", viewer.app_config),
+    ]
+
+
+def _login_routes(own_site: Sequence[Middleware]) -> Sequence[BaseRoute]:
+    return [
+        Route(LOGIN_PAGE, login_page.show_login, methods=["GET"]),
+        Route(LOGIN_PAGE, login_page.log_in, methods=["POST"], middleware=own_site),
+        Route("/login/style.css", login_page.show_style),
+        Route("/logout", login_page.log_out, methods=["POST"], middleware=own_site),
     ]
 
 

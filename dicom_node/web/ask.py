@@ -16,6 +16,7 @@ from dicom_node.errors import BadRequest, BodyTooLarge, NotAskable, NotFound, Un
 from dicom_node.progress import images_read
 from dicom_node.questions import Question, Wish, ask
 from dicom_node.uids import checked_uid
+from dicom_node.web.login.who import asker_of
 from dicom_node.web.media_types import JSON, parse_media_type
 from dicom_node.web.operations import viewer_link
 from dicom_node.web.services import DICOM_WEB, json_response, services_of
@@ -189,4 +190,4 @@ def _job(tx: Transaction, request: Request) -> Job:
 
 
 def _asker(request: Request) -> str:
-    return f"question, {request.client.host if request.client else 'unknown'}"
+    return f"question, {asker_of(request)}"

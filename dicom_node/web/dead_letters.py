@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dicom_node.errors import CannotRepeat, NotFound
+from dicom_node.web.login.who import asker_of
 from dicom_node.web.operations import delivery_line, job_line, page_of
 from dicom_node.web.services import FRESH, json_response, services_of
 from storage.deliveries import DeliveryState, requeue_delivery
@@ -42,7 +43,7 @@ def list_dead_letters(request: Request) -> Response:
 def requeue(request: Request) -> Response:
     """Answer POST /api/jobs/{id}/requeue: 201 with the new job, the same one when asked twice."""
     job_id = _work_id(request, "job_id", "job")
-    by = f"web, {_address(request)}"
+    by = f"web, {asker_of(request)}"
     try:
         with services_of(request).database.transaction() as tx:
             again = requeue_job(tx, job_id, by)
@@ -64,7 +65,7 @@ def redeliver(request: Request) -> Response:
             raise NotFound(f"there is no delivery {delivery_id}")
         if not requeue_delivery(tx, delivery_id):
             raise CannotRepeat(f"delivery {delivery_id} is being sent now")
-    logger.info("delivery asked for again", extra={"delivery_id": delivery_id, "reason": _address(request)})
+    logger.info("delivery asked for again", extra={"delivery_id": delivery_id, "reason": asker_of(request)})
     return _for_asker(request, json_response({"delivery_id": delivery_id, "state": "QUEUED"}, 202))
 
 
@@ -73,10 +74,6 @@ def _work_id(request: Request, name: str, what: str) -> str:
     if WORK_ID.fullmatch(found) is None:
         raise NotFound(f"there is no {what} of this id")
     return found
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else "unknown"
 
 
 def _for_asker(request: Request, answer: Response) -> Response:

@@ -23,6 +23,9 @@ from dicom_node.audit.health import problems as audit_problems
 from dicom_node.header import MIB
 from dicom_node.readiness import Problem
 from dicom_node.settings import NodeSettings
+from dicom_node.settings_web import Role
+from dicom_node.web.login.way_in import login_problems
+from dicom_node.web.login.who import may
 from dicom_node.web.services import json_response, services_of
 from storage.corrections import correction_counts
 from storage.database import Database, Transaction, database_now, require_current_schema
@@ -43,8 +46,10 @@ def live(request: Request) -> Response:
 
 
 def ready(request: Request) -> Response:
-    """Answer GET /health/ready: 200, or 503 with every reason."""
+    """Answer GET /health/ready: 200, or 503 with every reason; to who has no role for that, without them."""
     problems = _problems(request)
+    if problems and not may(request, Role.MONITOR):
+        return json_response({"status": "not ready"}, 503)
     if problems:
         reasons, sentences = zip(*problems, strict=True)
         return json_response({"status": "not ready", "reasons": reasons, "problems": sentences}, 503)
@@ -80,6 +85,8 @@ def readiness_checks(settings: NodeSettings, database: Database, files: FileStor
         lambda: readiness.problems(settings.home),
         lambda: audit_problems(settings),
     ]
+    if settings.http.login != "none":
+        checks.append(lambda: login_problems(settings))
     return checks if settings.storage.s3_bucket is None else [*checks, lambda: _bucket_problems(files)]
 
 

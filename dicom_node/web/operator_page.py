@@ -35,6 +35,8 @@ th { font-weight: 600; color: #57606a } td { vertical-align: top; overflow-wrap:
 }
 """
 
+_WAY_OUT: Final = ' · <a href="/login">Log out</a>'
+
 JsonObject = dict[str, Any]
 
 
@@ -52,7 +54,8 @@ def show_operator_page(request: Request) -> Response:
     problems = [problem.sentence for check in checks for problem in check()]
     headers = FRESH | {"Content-Security-Policy": PAGE_POLICY}
     told = _failed(failed) + _stuck(stuck) + "".join(map(_identity, notes.items())) + judged
-    return HTMLResponse(_page(lines, problems, told), 200, headers)
+    way_out = _WAY_OUT if services_of(request).doorkeeper is not None else ""
+    return HTMLResponse(_page(lines, problems, told, way_out), 200, headers)
 
 
 def show_style(request: Request) -> Response:
@@ -61,7 +64,7 @@ def show_style(request: Request) -> Response:
     return Response(STYLE, 200, FRESH, "text/css; charset=utf-8")
 
 
-def _page(studies: list[JsonObject], problems: list[str], told: str = "") -> str:
+def _page(studies: list[JsonObject], problems: list[str], told: str = "", way_out: str = "") -> str:
     warnings = "".join(f'<p class="bad">Not ready: {escape(problem)}</p>' for problem in problems)
     articles = "".join(map(_study, studies)) or "<p>Nothing has been received yet.</p>"
     return (
@@ -71,7 +74,7 @@ def _page(studies: list[JsonObject], problems: list[str], told: str = "") -> str
         '<title>SIM4SEG node</title><link rel="stylesheet" href="/operator/style.css"></head>'
         f'<body><h1>SIM4SEG node</h1><p class="notice">{RESEARCH_USE} '
         '<a href="/">Viewer</a> · <a href="/health/ready">Health</a> · <a href="/metrics">Metrics</a> · '
-        f'<a href="/api/studies">JSON</a></p>{warnings}{told}{articles}</body></html>'
+        f'<a href="/api/studies">JSON</a>{way_out}</p>{warnings}{told}{articles}</body></html>'
     )
 
 

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicom_node.errors import NotAuthorised
-from dicom_node.settings_network import HttpSettings
+from dicom_node.settings_web import HttpSettings
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 OUR_OWN: Final = frozenset({"same-origin", "none"})  # values of Sec-Fetch-Site; none: typed by a person

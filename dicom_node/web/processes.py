@@ -18,9 +18,12 @@ import uvicorn
 from starlette.applications import Starlette
 
 from dicom_node.settings import NodeSettings
+from dicom_node.settings_web import HttpSettings
 from dicom_node.tls import web_context
 from dicom_node.web.app import build_app
 from dicom_node.web.connections import BoundedConnection
+from dicom_node.web.login.failures import Failures
+from dicom_node.web.login.way_in import require_way_in
 from storage.database import Database
 
 BACKLOG: Final = 2048
@@ -44,11 +47,14 @@ def serve_web(settings: NodeSettings, open_database: OpenDatabase) -> None:
     ------
     TlsUnusable
         If HTTPS is wanted and cannot be had; nothing is answered without it.
+    LoginUnusable
+        If a log-in is required, and nobody could log in.
     """
+    require_way_in(settings)
     tls = web_context(settings.tls) if settings.http.tls else None
     listening = listening_socket(settings.http.host, settings.http.port)
     if settings.http.processes == 1:
-        _answer(settings, open_database("web"), listening, tls)
+        _answer(settings, open_database("web"), listening, tls, Failures())
         return
     _Family(settings, open_database, listening, tls).run()
 
@@ -67,6 +73,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 def server_of(app: Starlette, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     """The server of one process, with its limits; HTTPS where `tls` is given."""
+    http: HttpSettings = app.state.services.settings.http
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -77,6 +84,8 @@ def server_of(app: Starlette, tls: ssl.SSLContext | None = None) -> uvicorn.Serv
         access_log=False,  # query strings name patients
         log_config=None,
         server_header=False,
+        proxy_headers=http.behind_tls_proxy,  # otherwise anybody on this machine says who they are
+        forwarded_allow_ips=[str(network) for network in http.proxies],
         limit_concurrency=MAX_REQUESTS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
@@ -87,9 +96,13 @@ def server_of(app: Starlette, tls: ssl.SSLContext | None = None) -> uvicorn.Serv
 
 
 def _answer(
-    settings: NodeSettings, database: Database, listening: socket.socket, tls: ssl.SSLContext | None
+    settings: NodeSettings,
+    database: Database,
+    listening: socket.socket,
+    tls: ssl.SSLContext | None,
+    failures: Failures,
 ) -> None:
-    app = build_app(settings, database)
+    app = build_app(settings, database, failures)
     try:
         server_of(app, tls).run(sockets=[listening])
     finally:
@@ -113,6 +126,7 @@ class _Family:
         self._listening = listening
         self._names: dict[int, str] = {}  # by process id
         self._is_stopping = False
+        self._failures = Failures()  # shared by all
 
     def run(self) -> None:
         """Start all, and start again what ends, until told to stop."""
@@ -141,7 +155,8 @@ class _Family:
             if os.getppid() == parent:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
-                _answer(self._settings, self._open_database(name), self._listening, self._tls)
+                database = self._open_database(name)
+                _answer(self._settings, database, self._listening, self._tls, self._failures)
                 status = 0
         finally:
             logging.shutdown()

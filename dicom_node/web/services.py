@@ -18,6 +18,7 @@ from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
 from dicom_node.uids import checked_uid
 from dicom_node.web.frames import Layouts
+from dicom_node.web.login.doorkeeper import Doorkeeper
 from dicom_node.web.media_types import DICOM_JSON, JSON
 from dicom_node.web.metadata import DICOM_WEB, MetadataCache, instance_address
 from storage.database import Database, Transaction
@@ -47,6 +48,7 @@ class WebServices:
     decoders: LimitedPool
     layouts: Layouts
     metadata: MetadataCache
+    doorkeeper: Doorkeeper | None  # None: nobody is asked who they are
 
     def close(self) -> None:
         """End the processes that decode, and the threads; the database is its opener's to close."""

@@ -27,6 +27,7 @@ PRINTING = (
     "dicom_node/bench/pipeline.py",
     "dicom_node/demo.py",
     "dicom_node/doctor.py",
+    "dicom_node/web/login/commands.py",
     "inference/export/",
     "inference/runtime/benchmark.py",
     "inference/training/",
