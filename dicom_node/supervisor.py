@@ -36,6 +36,8 @@ POLL_S = 0.1
 FIRST_RESTART_S = 0.2
 HEALTHY_AFTER_S = 30.0  # a process that ran for so long starts again at once
 GRACE_S = 30.0  # between SIGTERM and SIGKILL
+ORPHAN_S = GRACE_S + 5.0  # the same for a process whose supervisor died, which nobody else would kill
+LOOK_S = 5.0  # between two looks whether it lives
 PR_SET_PDEATHSIG = 1
 
 
@@ -202,10 +204,21 @@ def _port_sentence(section: str, host: str, port: int, error: OSError) -> str:
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Have the kernel send us SIGTERM when the supervisor dies, so that no port stays taken."""
+    """Have the kernel send us SIGTERM when the supervisor dies, so that no port stays taken.
+
+    One that does not end then, the supervisor would kill; without a supervisor it kills itself.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=_end_as_orphan, args=(parent_pid,), name="orphan", daemon=True).start()
+
+
+def _end_as_orphan(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(LOOK_S)
+    time.sleep(ORPHAN_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def node_commands(settings: NodeSettings, config: Path | None) -> dict[str, tuple[str, ...]]:

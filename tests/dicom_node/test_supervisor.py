@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -85,6 +86,35 @@ def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.
         until(lambda: log.exists() and "deaf" in log.read_text())
         pid = pid_of(tmp_path, "deaf")
     assert not is_alive(pid)
+
+
+DEAF_CHILD = """
+import signal, sys, time
+from dicom_node import supervisor
+supervisor.LOOK_S = supervisor.ORPHAN_S = 0.05
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+supervisor.end_with_parent(int(sys.argv[1]))
+print("deaf", flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, subprocess, sys, time
+words = [sys.executable, "-c", sys.argv[1], str(os.getpid())]
+child = subprocess.Popen(words, stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_that_ignores_the_death_of_its_supervisor_kills_itself() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, DEAF_CHILD], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert is_alive(child)
+        parent.kill()
+    until(lambda: not is_alive(child))
 
 
 def test_every_process_of_the_node_has_its_command(tmp_path: Path) -> None:

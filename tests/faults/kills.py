@@ -29,6 +29,8 @@ from dicom_node.dimse.scu import send_instances
 from dicom_node.errors import NodeError
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.settings_network import PeerSettings
+from dicom_node.supervisor import LOOK_S as LOOK_FOR_PARENT_S
+from dicom_node.supervisor import ORPHAN_S
 from storage.database import Database
 from storage.tables import Delivery, Instance, Job, JobAttempt
 from tests.builders import make_ultrasound, write_datasets
@@ -142,6 +144,26 @@ class KilledNode:
         if self.process is not None:
             self.process.terminate()
             self.process.wait(timeout=90)
+
+    def left_alive(self) -> list[str]:
+        """What is still there once each may have ended itself, the orphans of killed supervisors too."""
+        end = time.monotonic() + ORPHAN_S + 2 * LOOK_FOR_PARENT_S
+        while (left := processes_of(self._home)) and time.monotonic() < end:
+            time.sleep(LOOK_S)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return [f"left alive: {name}" for name in left.values()]
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """Process ids whose command names `home`, with the command of the node that each is."""
+    found: dict[int, str] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(home) in (folder / "cmdline").read_bytes().split(b"\0"):
+                found[int(folder.name)] = _what_it_is(folder)
+    return found
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -261,6 +283,7 @@ def run_kills(folder: Path, kills: int, seed: int) -> KillFigures:
             node.end()
         figures.studies = len(sender.acknowledged)
         _judge(node.settings, sender.acknowledged, ledger, figures)
+        figures.problems += node.left_alive()
     figures.seconds = time.monotonic() - started
     return figures
 
