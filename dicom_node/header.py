@@ -282,7 +282,7 @@ class _Walk:
                 raise Unparseable(f"more than {self.limits.max_fragments} fragments of pixel data")
 
 
-def split_meta(head: bytes) -> tuple[FileMetaDataset, int]:
+def split_meta(head: bytes | memoryview) -> tuple[FileMetaDataset, int]:
     """Parse the File Meta Information at the start of a Part 10 file; returns it and its end in bytes.
 
     Raises
@@ -307,7 +307,7 @@ class MetaUids(NamedTuple):
         return cls(*(str(meta[tag].value or "") if tag in meta else "" for tag in META_TAGS))
 
 
-def split_meta_uids(head: bytes) -> tuple[MetaUids, int]:
+def split_meta_uids(head: bytes | memoryview) -> tuple[MetaUids, int]:
     """Read the UIDs at the start of a Part 10 file; returns them and the end of the meta information.
 
     Where that is certain to be the same, without a parser, which takes ten times as long. Raises as
@@ -322,10 +322,10 @@ def split_meta_uids(head: bytes) -> tuple[MetaUids, int]:
     return MetaUids.of(meta), end
 
 
-def _walk_meta(head: bytes) -> _Walk:
+def _walk_meta(head: bytes | memoryview) -> _Walk:
     if head[PREAMBLE_BYTES:META_START] != b"DICM":
         raise Unparseable("this is not a DICOM file: DICM is missing at byte 128")
-    walk = _Walk(head[:MAX_META_BYTES], META_START, HeaderLimits())
+    walk = _Walk(memoryview(head)[:MAX_META_BYTES], META_START, HeaderLimits())
     try:
         walk.top(is_implicit=False, only_group=0x0002)
     except (_Ended, struct.error) as error:

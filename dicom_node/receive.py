@@ -200,10 +200,10 @@ def _split_stream(
     chunks: Iterable[bytes | memoryview],
 ) -> tuple[MetaUids, Iterator[bytes | memoryview]]:
     """Take preamble and meta information off the front of a Part 10 stream."""
-    iterator, head = iter(chunks), b""
+    iterator, head = iter(chunks), memoryview(b"")
     for chunk in iterator:
-        head += chunk
+        head = memoryview(b"".join((head, chunk)) if head else chunk)
         if len(head) >= META_START + MAX_META_BYTES:
             break
     meta, end = split_meta_uids(head)
-    return meta, chain([memoryview(head)[end:]], iterator)
+    return meta, chain([head[end:]], iterator)

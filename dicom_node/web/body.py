@@ -1,10 +1,11 @@
 """The body of an upload: read ahead while what came before is worked on, within bounds of time and memory."""
 
+import asyncio
+import queue
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-import anyio
 from starlette.requests import ClientDisconnect
 
 from dicom_node.errors import BodyTooSlow, NodeError, Unparseable
@@ -16,61 +17,64 @@ AHEAD_BYTES: Final = MIB  # that wait to be taken; then the sender waits
 
 
 class Body:
-    """Filled by the event loop (`read`), emptied by one thread (`chunks`)."""
+    """Filled by the event loop (`read`), emptied by one thread (`chunks`).
+
+    They meet at a queue: the loop wakes the thread only if that waits, the thread the loop only once there is
+    room again.
+    """
 
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
-        self._waiting: list[bytes] = []
-        self._size = 0
+        self._waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # b"" = nothing follows
+        self._came, self._taken = 0, 0  # bytes; each counted on one side only
         self._error: NodeError | None = None
         self._is_whole = False
-        self._is_over = False
-        self._changed = anyio.Event()
+        self._is_held = False  # the sender waits for room
+        self._has_room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     async def read(self) -> None:
         """Read until the body ends, or cannot be read any further."""
         pace = _Pace()
         try:
             while chunk := await self._next():
-                self._waiting.append(chunk)
-                self._size += len(chunk)
-                self._tell()
+                self._came += len(chunk)
+                self._waiting.put(chunk)
                 pace.count(len(chunk))
-                while self._size >= AHEAD_BYTES:
-                    await self._changed.wait()
+                await self._room()
             self._is_whole = True
         except NodeError as error:
             self._error = error
         finally:
-            self._is_over = True
-            self._tell()
+            self._waiting.put(b"")
 
     def chunks(self) -> Iterator[bytes]:
-        """Give in a worker thread what came, as much at once as there is; raises BodyTooSlow, Unparseable."""
-        while chunk := anyio.from_thread.run(self._take):
+        """Give in a worker thread what came; raises BodyTooSlow, Unparseable."""
+        while chunk := self._waiting.get():
+            self._taken += len(chunk)
+            if self._is_held and self._came - self._taken < AHEAD_BYTES:
+                self._is_held = False
+                self._loop.call_soon_threadsafe(self._has_room.set)
             yield chunk
+        if not self._is_whole:
+            raise self._error or Unparseable("the body cannot be read to its end")
 
     async def _next(self) -> bytes:
         try:
-            with anyio.fail_after(SILENCE_S):
+            async with asyncio.timeout(SILENCE_S):
                 return await anext(self._stream, b"")
         except TimeoutError as error:
             raise BodyTooSlow(f"nothing came for {SILENCE_S:.0f} seconds") from error
         except ClientDisconnect as error:
             raise Unparseable("the client broke off") from error
 
-    async def _take(self) -> bytes:
-        while not self._waiting and not self._is_over:
-            await self._changed.wait()
-        taken, self._waiting, self._size = b"".join(self._waiting), [], 0
-        if not taken and not self._is_whole:
-            raise self._error or Unparseable("the body cannot be read to its end")
-        self._tell()
-        return taken
-
-    def _tell(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+    async def _room(self) -> None:
+        """Wait until less than AHEAD_BYTES wait."""
+        while self._came - self._taken >= AHEAD_BYTES:
+            self._has_room.clear()
+            self._is_held = True
+            if self._came - self._taken >= AHEAD_BYTES:  # not taken in this very moment
+                await self._has_room.wait()
 
 
 class _Pace:

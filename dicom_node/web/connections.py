@@ -49,6 +49,15 @@ class BoundedConnection(HttpToolsProtocol):
         self._end_head()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body.
+
+        uvicorn collects them in a bytearray, which copies each of them twice; bytes are handed on as such.
+        """
+        if not self.cycle.body:
+            self.cycle.body = b""  # type: ignore[assignment]
+        super().on_body(body)
+
     def _begin_head(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
         self._head_deadline = self.loop.call_later(HEAD_S, self._give_up)

@@ -65,13 +65,17 @@ class MultipartReader:
             for _rest in body:
                 pass
 
-    def _more(self) -> bool:
+    def _next_chunk(self) -> bytes | None:
         chunk = next(self._chunks, None)
-        if chunk is None:
-            return False
-        self._total += len(chunk)
+        self._total += len(chunk or b"")
         if self._total > self._limits.max_body_bytes:
             raise BodyTooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
+        return chunk
+
+    def _more(self) -> bool:
+        chunk = self._next_chunk()
+        if chunk is None:
+            return False
         self._buffer = self._buffer[self._position :] + chunk
         self._position = 0
         return True
@@ -127,9 +131,15 @@ class MultipartReader:
             if end > self._position:
                 start, self._position = self._position, end
                 yield memoryview(self._buffer)[start:end]
-            if not self._more():
+            chunk = self._next_chunk()
+            if chunk is None:
                 self._is_last = True
                 raise Unparseable("the body ended inside this part")
+            rest, self._buffer, self._position = self._buffer[self._position :], chunk, 0
+            if len(chunk) < keep or self._delimiter in rest + chunk[:keep]:
+                self._buffer = rest + chunk
+            else:  # nearly always, and then the chunk is not copied
+                yield memoryview(rest)
         if found > self._position:
             start, self._position = self._position, found
             yield memoryview(self._buffer)[start:found]
