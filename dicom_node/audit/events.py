@@ -18,14 +18,15 @@ PATIENT, REPORT, SECURITY_RESOURCE, QUERY = 1, 3, 13, 24  # PS3.15 A.5.1.2.2
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the network: an AE with its address, or only an address."""
+    """A node of the network, an AE with its address or only an address; and who logged in from there."""
 
     ae_title: str = ""
     address: str = ""
+    user: str = ""
 
     def takes_part(self, role: codes.Code | None = None, *, is_requestor: bool = False) -> Participant:
         """The node as a participant."""
-        name = self.ae_title or self.address or "unknown"
+        name = self.user or self.ae_title or self.address or "unknown"
         return Participant(name, is_requestor, role, self.ae_title, self.address)
 
 

@@ -5,10 +5,11 @@ import threading
 import time
 from typing import Final
 
+from dicom_node import readiness
 from dicom_node.audit.forward import Forwarder, cursor_of
 from dicom_node.audit.spool import Mark
 from dicom_node.audit.syslog import NotSent, sender_of
-from dicom_node.audit.trail import spool_of
+from dicom_node.audit.trail import AUDIT, spool_of
 from dicom_node.backoff import backoff_s
 from dicom_node.errors import TlsUnusable
 from dicom_node.settings import NodeSettings
@@ -30,6 +31,7 @@ class Keeper:
         self._settings = settings
         self._audit = settings.audit
         self._spool = spool_of(settings)
+        self._flushed, self._remove_after = Mark(), 0.0
         self._is_stopping = threading.Event()
         self._threads = [threading.Thread(target=self._tend, name="audit", daemon=True)]
         if self._audit.syslog != "off":
@@ -49,20 +51,27 @@ class Keeper:
                 thread.join(FLUSH_EVERY_S * 2)
 
     def _tend(self) -> None:
-        flushed, remove_after = Mark(), 0.0
         while True:
             is_last = self._is_stopping.wait(FLUSH_EVERY_S)
             try:
-                if (head := self._spool.head()) != flushed:
-                    self._spool.flush()
-                    flushed = head
-                if time.monotonic() >= remove_after:
-                    remove_after = time.monotonic() + REMOVE_EVERY_S
-                    self.remove_old()
-            except (OSError, StorageError):
-                logger.exception("the audit trail cannot be tended")
+                self.tend()
+            except (OSError, StorageError) as error:
+                extra = {"reason": type(error).__name__}
+                logger.error("the audit trail cannot be tended", extra=extra)  # noqa: TRY400 - every second
             if is_last:
                 return
+
+    def tend(self) -> None:
+        """Flush what was written, say when there is room again, and remove what is old; raises OSError."""
+        if readiness.is_reported(self._settings.home, AUDIT):
+            self._spool.probe()
+            readiness.report(self._settings.home, AUDIT, None)
+        if (head := self._spool.head()) != self._flushed:
+            self._spool.flush()
+            self._flushed = head
+        if time.monotonic() >= self._remove_after:
+            self._remove_after = time.monotonic() + REMOVE_EVERY_S
+            self.remove_old()
 
     def remove_old(self) -> int:
         """Remove files of the trail that are older than audit.keep_days, and sent; returns how many."""

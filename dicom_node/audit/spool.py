@@ -26,6 +26,7 @@ from storage.durable import fdatasync, fsync_directory
 LOCK_S: Final = 2.0  # whoever holds the lock does so for microseconds
 LOCK_PAUSE_S: Final = 0.0005
 PATTERN: Final = "[0-9]" * 12 + ".jsonl"
+PROBE_BYTES: Final = 64 * 1024
 MARK_BYTES: Final = 12 + 1 + 15 + 1 + 12 + 1 + 64 + 1
 
 
@@ -117,6 +118,16 @@ class Spool:
             fdatasync(descriptor)
         finally:
             os.close(descriptor)
+
+    def probe(self) -> None:
+        """Raise OSError unless there is room for a few records."""
+        path = self.folder / f"probe.{os.getpid()}"
+        descriptor = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            _write_all(descriptor, bytes(PROBE_BYTES), 0)
+        finally:
+            os.close(descriptor)
+            path.unlink()
 
     def remove_before(self, before: float, sent: Mark | None) -> int:
         """Remove files whose last record was written before `before` (seconds), and sent; returns how many.

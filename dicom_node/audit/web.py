@@ -64,7 +64,7 @@ class _Visit:
         self._request = request
         self._mount = mount
         self._path = request.url.path.removeprefix(mount)
-        self._reader = Node(address=request.client.host if request.client else "")
+        self._reader = sender_of(request)
         self._underway: Tally | None = None  # a study or series on its way out
 
     def see(self, message: Message) -> None:
@@ -117,7 +117,7 @@ class _Visit:
         is_stow = self._mount == "/dicom-web" and not self._path.startswith(WORKITEMS)
         if not is_stow and CHANGES.fullmatch(self._path):
             what = f"{self._request.method} {self._mount}{self._path}"
-            self._trail.operated(self._reader.address, self._reader.address, what)
+            self._trail.operated(self._reader.user or self._reader.address, self._reader.address, what)
 
 
 def stowed(request: Request, settings: NodeSettings, stored: Iterable[Taken], refused: int) -> None:
@@ -125,5 +125,10 @@ def stowed(request: Request, settings: NodeSettings, stored: Iterable[Taken], re
     tally = Tally()
     for instance in stored:
         tally.take(instance)
-    sender = Node(address=request.client.host if request.client else "")
-    trail_of(settings).received(sender, tally, refused)
+    trail_of(settings).received(sender_of(request), tally, refused)
+
+
+def sender_of(request: Request) -> Node:
+    """Who sent a request: from where, and the name of whoever logged in there."""
+    login = request.scope.get("login")  # web/login/who.py, where there is a log-in
+    return Node("", request.client.host if request.client else "", getattr(login, "name", ""))

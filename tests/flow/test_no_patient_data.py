@@ -1,7 +1,7 @@
 """Canary values in forty attributes, through success and thirty failures at DEBUG level: none shows up.
 
-Nowhere: logs, metrics, error answers, broker messages, process arguments, what the commands print. The files
-and the index hold them, of course; that is checked too, or the search would prove nothing.
+Nowhere: logs, metrics, the audit trail, error answers, broker messages, process arguments, what the commands
+print. The files and the index hold them, of course; that is checked too, or the search would prove nothing.
 """
 
 import base64
@@ -373,9 +373,9 @@ def test_canaries_show_up_nowhere(trial: Trial) -> None:
         look(f"answer {number}: {answer[:300]!r}", answer)
     for path in ("/metrics", "/health/ready", "/health/live", "/api/jobs"):
         look(path, node.get(path)[1])
-    folders = [node.home / name for name in ("logs", "run", "broker")]
+    folders = [node.home / name for name in ("logs", "run", "broker", "audit")]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    assert {file.parent.name for file in files} >= {"logs", "run"}
+    assert {file.parent.name for file in files} >= {"logs", "run", "audit"}
     for file in files:
         look(str(file), file.read_bytes())
     assert seen == {}
@@ -385,6 +385,8 @@ def test_canaries_show_up_nowhere(trial: Trial) -> None:
     logged = b"".join(file.read_bytes() for file in (node.home / "logs").glob("*"))
     assert b'"level": "DEBUG"' in logged
     assert str(trial.first.SOPInstanceUID).encode() in logged
+    told = b"".join(file.read_bytes() for file in (node.home / "audit").glob("*.jsonl"))
+    assert str(trial.first.StudyInstanceUID).encode() in told
 
 
 def _was_refused(node: Node) -> bool:

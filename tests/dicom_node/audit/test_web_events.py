@@ -6,6 +6,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dicom_node.audit.keeper import Keeper
 from dicom_node.audit.trail import AUDIT, spool_of, trail_of
 from dicom_node.audit.web import CHANGES
 from dicom_node.web import app
@@ -221,19 +222,32 @@ def test_what_is_lost_is_told_when_there_is_room_again(site, monkeypatch):
     assert told[-1].why == "the audit trail could not be written: 3 records are lost"
 
 
-def test_the_node_may_refuse_images_instead(site):
+def test_the_keeper_says_when_there_is_room_again(site):
+    node = site()
+    keeper = Keeper(node.settings)
+    node.get("/dicom-web/studies")
+    with files_end_at(sizes(node.settings)):
+        node.get("/dicom-web/series")
+        with pytest.raises(OSError, match="File too large"):
+            keeper.tend()
+    assert node.get("/health/ready").status_code == 503
+    keeper.tend()
+    assert node.get("/health/ready").status_code == 200
+    assert not list(spool_of(node.settings).folder.glob("probe*"))
+
+
+def test_the_node_may_refuse_images_instead(site, monkeypatch):
+    monkeypatch.setattr("dicom_node.pressure.LOOK_EVERY_S", 0.0)
     node = site(audit={"when_full": "refuse"})
     node.get("/dicom-web/studies")
     with files_end_at(sizes(node.settings)):
         node.get("/dicom-web/series")
-    pressure = node.app.state.services.pressure
-    pressure._looked_at = float("-inf")
+    services = node.app.state.services
     answer = node.post("/dicom-web/studies", **upload(part10(make_image())))
     assert answer.status_code == 507
     assert "not ready: audit" in answer.text
-    assert pressure.hard_problem(may_use_reserve=True) is None  # results still go out
+    assert services.receiver.pressure.hard_problem(may_use_reserve=True) is None  # results still go out
     node.get("/dicom-web/instances")
-    pressure._looked_at = float("-inf")
     assert node.post("/dicom-web/studies", **upload(part10(make_image()))).status_code == 200
 
 

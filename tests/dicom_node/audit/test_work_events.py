@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from dicom_node.__main__ import main
+from dicom_node.audit.forward import waiting
 from dicom_node.audit.settings import AuditSettings
 from dicom_node.audit.trail import spool_of
 from dicom_node.deliver import DeliveryServices, deliver_to
@@ -20,9 +21,11 @@ from storage.deliveries import queue_delivery
 from storage.files import DiskFiles
 from storage.index import Origin, index_instance, mark_complete, record_outcome
 from storage.records import record_from_dataset
+from tests.certificates import Authority
 from tests.clock import moved_clock
 from tests.conftest import REPOSITORY
 from tests.dicom_node.audit.conftest import told_in
+from tests.dicom_node.audit.repository import Repository
 from tests.dicom_node.dimse.instances import CT, make_image, part10
 from tests.fake_pacs import fake_pacs
 from tests.flow.nodes import until
@@ -90,23 +93,33 @@ def test_a_study_that_is_removed_is_told_and_its_records_stay(services, study, c
     assert [message.objects[0] for message in before] == [study] * 2
 
 
-def test_a_process_tells_its_begin_and_its_end(tmp_path, free_port):
-    home = tmp_path / "node"
+def test_a_process_tells_its_begin_and_its_end_and_the_sweep_sends_them(tmp_path, free_port):
+    home, port = tmp_path / "node", free_port()
     settings = load_settings(home)
-    environment = os.environ | {"DICOM_NODE_DIMSE__PORT": str(free_port())}
+    hospital = Authority(tmp_path / "ca", "hospital")
+    audit = {
+        "SYSLOG": "tls",
+        "SYSLOG_HOST": "127.0.0.1",
+        "SYSLOG_PORT": port,
+        "TRUSTED": hospital.certificate,
+    }
+    environment = os.environ | {f"DICOM_NODE_AUDIT__{key}": str(value) for key, value in audit.items()}
     main(["migrate", "--home", str(home)])
-    command = [sys.executable, "-m", "dicom_node", "scp", "--home", str(home)]
-    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
+    command = [sys.executable, "-m", "dicom_node", "sweep", "--home", str(home)]
+    with (
+        Repository(port, hospital.sign("repository")) as repository,
+        subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process,
+    ):
         try:
-            until(lambda: told_in(settings), "the process to begin")
+            until(lambda: waiting(spool_of(settings)) == 0 and repository.messages, "the begin to be sent")
         finally:
             process.send_signal(signal.SIGTERM)
     assert process.returncode == 0
     began, ended = told_in(settings)
-    assert (began.event, began.kind, ended.kind) == (
-        "Application Activity", "Application Start", "Application Stop",
-    )  # fmt: skip
-    assert began.who[0][0] == "SIM4SEG scp"
+    assert (began.event, began.who[0][0]) == ("Application Activity", "SIM4SEG sweep")
+    assert (began.kind, ended.kind) == ("Application Start", "Application Stop")
+    assert repository.messages[0].endswith(began.message.encode())
+    assert waiting(spool_of(settings)) == 1
 
 
 def test_what_a_person_commands_is_told(tmp_path, capsys):
