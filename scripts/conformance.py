@@ -12,6 +12,9 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from dicom_node import errors, tls
 from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.audit import syslog
+from dicom_node.audit.events import SENT
+from dicom_node.audit.settings import AuditSettings
 from dicom_node.dimse import acceptor, association, commitment, matches, query_model, retrieve_scp
 from dicom_node.dimse.negotiation import KNOWN_SYNTAXES, VERIFICATION, is_storage
 from dicom_node.dimse.transcode import PLAIN
@@ -102,8 +105,19 @@ must show a certificate of the trusted authorities; `tls.binds_ae_title` binds i
 name or a DNS name of it. As requestor, the node checks the peer's certificate and host name, and never
 falls back to a connection without TLS. A missing or unreadable file, or a key that everybody can read,
 keeps the port closed and is reported by `/health/ready`. With `http.tls` the web server answers with HTTPS
-only, on the same terms, and asks browsers for no certificate. No audit trail profile, no de-identification
-profile and no digital signature is claimed.
+only, on the same terms, and asks browsers for no certificate. No de-identification profile and no digital
+signature is claimed.
+"""
+
+AUDIT = """\
+Audit Trail Message Format Profile (PS3.15 A.5), while `audit.patient_ids` is true; by default Patient
+objects are left out and values of queries are withheld but for UIDs, level and modality. One message is
+about one study. What failed is a message of its own, without a study where nobody could tell it. Audit
+Trail Message Transmission Profiles SYSLOG-TLS (A.6, RFC 5425) and SYSLOG-UDP (A.7, RFC 5426): RFC 5424 with
+PRI {pri}, APP-NAME `{app}`, MSGID `{msgid}`, no STRUCTURED-DATA, the message as UTF-8 with its
+byte order mark. Over TLS messages go whole whatever their length, on the terms of section 7; over UDP what
+is longer than {datagram} octets is cut. Messages are kept until they have been sent, across restarts, in
+order; after a connection that broke they are sent again.
 """
 
 
@@ -177,6 +191,7 @@ def _parts() -> Iterator[str]:
     yield "## 5 Media and preamble\n\nNo media storage application profile is claimed.\n\n" + PREAMBLE
     yield "## 6 Character sets\n\n" + CHARACTER_SETS
     yield "## 7 Security\n\n" + _security()
+    yield "### 7.1 Audit trail\n\n" + _audit()
     yield "## 8 Configuration\n\n" + _configuration()
 
 
@@ -311,12 +326,19 @@ def _security() -> str:
     return SECURITY.format(oldest=oldest, ciphers=", ".join(f"`{cipher}`" for cipher in tls.CIPHERS))
 
 
+def _audit() -> str:
+    text = AUDIT.format(pri=syslog.PRI, app=syslog.APP_NAME, msgid=syslog.MSGID, datagram=syslog.MAX_DATAGRAM)
+    rows = [(code.meaning, f"{code.value}, {code.scheme}", when) for code, when in SENT.items()]
+    return f"{text}\n| Audit message | Code | Sent for |\n|---|---|---|\n{_rows(rows)}"
+
+
 def _configuration() -> str:
     sections = (
         ("dimse", DimseSettings),
         ("tls", TlsSettings),
         ("http", HttpSettings),
         ("oidc", OidcSettings),
+        ("audit", AuditSettings),
         ("peers", PeerSettings),
     )
     rows = [

@@ -212,6 +212,6 @@ SENT: Final = {
     codes.SECURITY_ALERT: "an association is rejected by AE title, address or certificate, a TLS handshake "
     "fails, a right is missing, another site's page asks for a change; and, as information, what operators "
     "do: jobs and deliveries asked for again, an index made anew or mended, workitems created, changed and "
-    "cancelled, questions asked",
+    "cancelled, questions asked, users changed",
 }
 """Every message of this module, and what it is sent for; the conformance statement prints it."""

@@ -17,6 +17,7 @@ from dicom_node.audit.query import address_of
 from dicom_node.audit.trail import Trail, trail_of
 from dicom_node.errors import NotAuthorised
 from dicom_node.settings import NodeSettings
+from dicom_node.web.login.who import login_in
 
 SEARCHES: Final = re.compile(r"(/studies/[0-9.]+(/series/[0-9.]+)?)?/(studies|series|instances|workitems)")
 STUDY: Final = re.compile(r"/studies/([0-9.]{1,64})(/.*)?")
@@ -130,5 +131,5 @@ def stowed(request: Request, settings: NodeSettings, stored: Iterable[Taken], re
 
 def sender_of(request: Request) -> Node:
     """Who sent a request: from where, and the name of whoever logged in there."""
-    login = request.scope.get("login")  # web/login/who.py, where there is a log-in
-    return Node("", request.client.host if request.client else "", getattr(login, "name", ""))
+    login = login_in(request.scope)
+    return Node("", request.client.host if request.client else "", "" if login is None else login.name)
