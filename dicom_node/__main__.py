@@ -96,9 +96,7 @@ def _add_operations(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     redeliver_parser.add_argument("--destination", help="every dead letter to this destination")
     fsck_parser = _add(commands, "fsck", fsck, "compare database and files")
     fsck_parser.add_argument("--json", action="store_true", help="one JSON document")
-    fsck_parser.add_argument(
-        "--repair", action="store_true", help="mend without loss; the node must be stopped"
-    )
+    fsck_parser.add_argument("--repair", action="store_true", help="mend without loss; stop the node first")
     rebuild_parser = _add(commands, "rebuild-index", rebuild_index, "enter every file into a lost index anew")
     rebuild_parser.add_argument("--json", action="store_true", help="one JSON document")
     rebuild_parser.add_argument(
