@@ -30,6 +30,7 @@ class Entry:
     incoming: IncomingFile
     record: InstanceRecord
     made: Writing | None = None  # its file, being written meanwhile
+    is_for_journal: bool = False  # its bytes stay in memory for that
     result: IndexResult | None = None
     error: StorageError | None = None
 
@@ -75,11 +76,11 @@ class Committer:
         if not order.is_over:
             self._commit_waiting(order)
 
-    def prepare(self) -> None:
+    def prepare(self, *, is_journaling: bool) -> None:
         """Make what the first instance would wait for; what fails now fails again then."""
         with suppress(StorageError):
             self._files.prepare()
-            if self.journal is not None:
+            if self.journal is not None and is_journaling:
                 self.journal.prepare()
             with self._writer.transaction():
                 pass
@@ -133,7 +134,7 @@ class Committer:
         records = [
             Record(entry.record.stored, vars(entry.record.origin), pages)
             for entry in batch
-            if (pages := entry.incoming.pages) is not None
+            if entry.is_for_journal and (pages := entry.incoming.pages) is not None
         ]
         if self.journal is None or len(records) < len(batch):
             return nullcontext(False)

@@ -1,11 +1,10 @@
 """Instances that are answered as a whole, such as the parts of one STOW-RS request.
 
-While the next one comes, those before it are checked, hashed and fsynced by other threads; names and rows of
-all of them then share the fsyncs of their folders and one transaction. Each has its own result.
+While the next one comes, those before it are written and fsynced by other threads; names and rows of all of
+them then share the fsyncs of their folders and one transaction. Each has its own result.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -30,10 +29,9 @@ class Refused(NamedTuple):
 class Gathering:
     """Takes instances in until `settle`; use it in a `with`, of one thread."""
 
-    def __init__(self, receiver: Receiver, sealers: Executor) -> None:
+    def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._sealers = sealers
-        self._waiting: list[tuple[Announced, Future[Entry]]] = []
+        self._waiting: list[tuple[Announced, Entry | NodeError]] = []
         self._files = ExitStack()
 
     def __len__(self) -> int:
@@ -42,20 +40,24 @@ class Gathering:
     def take(self, intake: Intake) -> None:
         """Take an instance that has come completely; it is closed here."""
         self._files.push(intake)
-        self._waiting.append((intake.announced, self._sealers.submit(intake.seal)))
+        try:
+            self._waiting.append((intake.announced, intake.seal()))
+        except NodeError as error:
+            self._waiting.append((intake.announced, error))
         if len(self._waiting) >= AHEAD:
-            wait([self._waiting[-AHEAD][1]])
+            _wait_for_all([self._waiting[-AHEAD][1]])
 
     def settle(self) -> Sequence[Received | Refused]:
         """Have all that was taken durable and indexed; only now is known what became of each, in order."""
         waiting, self._waiting = self._waiting, []
-        futures = [future for _announced, future in waiting]
-        wait(futures)
+        entries = [entry for _announced, entry in waiting if isinstance(entry, Entry)]
         with self._files.pop_all():
-            entries = [future.result() for future in futures if future.exception() is None]
-            if entries:
-                self._receiver.commit(entries)
-        return [_became(announced, future) for announced, future in waiting]
+            try:
+                if entries:
+                    self._receiver.commit(entries)
+            finally:
+                _wait_for_all(entries)
+        return [_became(announced, entry) for announced, entry in waiting]
 
     def __enter__(self) -> Self:
         return self
@@ -63,12 +65,21 @@ class Gathering:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        wait([future for _announced, future in self._waiting])  # they use the files
+        _wait_for_all(entry for _announced, entry in self._waiting)
         self._files.close()
 
 
-def _became(announced: Announced, future: Future[Entry]) -> Received | Refused:
+def _wait_for_all(entries: Iterable[Entry | NodeError]) -> None:
+    """Wait until no other thread uses their files."""
+    for entry in entries:
+        if isinstance(entry, Entry) and entry.made is not None:
+            entry.made.wait()
+
+
+def _became(announced: Announced, entry: Entry | NodeError) -> Received | Refused:
+    if isinstance(entry, NodeError):
+        return Refused(announced, entry)
     try:
-        return received(future.result())
+        return received(entry)
     except NodeError as error:
         return Refused(announced, error)

@@ -49,12 +49,16 @@ class Door(Protocol):
         """Begin a file."""
         ...
 
-    def make_file(self, incoming: IncomingFile) -> Writing | None:
+    def takes_journal(self, incoming: IncomingFile) -> bool:
+        """Whether the instance can become durable in the journal."""
+        ...
+
+    def write_file(self, incoming: IncomingFile) -> Writing | None:
         """Have the file written, here or by another thread."""
         ...
 
-    def seal(self, incoming: IncomingFile) -> None:
-        """Make the bytes of the file durable."""
+    def seal_file(self, incoming: IncomingFile) -> Writing:
+        """Have the bytes of the file made durable by another thread."""
         ...
 
     def keep(self, incoming: IncomingFile) -> None:
@@ -121,26 +125,23 @@ class Intake:
 
     def finish(self) -> Received:
         """Have the instance durable and indexed; raises as `check`, and ConflictingInstance."""
+        door, incoming = self._door, self._incoming
+        is_for_journal = door.takes_journal(incoming)
         try:
-            made = self._door.make_file(self._incoming)
+            made = door.write_file(incoming) if is_for_journal else door.seal_file(incoming)
         except StorageError as error:
             raise told(error) from error
         try:
-            entry = Entry(self._incoming, self.check(), made)
-            self._door.commit([entry])
+            entry = Entry(incoming, self.check(), made, is_for_journal)
+            door.commit([entry])
         finally:
             if made is not None:
                 made.wait()
         return received(entry)
 
     def seal(self) -> Entry:
-        """Check the instance and make its bytes durable, not yet its name; raises as `check`."""
-        record = self.check()
-        try:
-            self._door.seal(self._incoming)
-        except StorageError as error:
-            raise told(error) from error
-        return Entry(self._incoming, record)
+        """Check the instance, and have its bytes made durable by another thread; raises as `check`."""
+        return Entry(self._incoming, self.check(), self._door.seal_file(self._incoming))
 
     def keep(self) -> None:
         """Have the file durable under its name; its row is the caller's."""

@@ -125,29 +125,30 @@ class Receiver:
             raise StorageExhausted(problem)
         return self._files.new_incoming()
 
-    def seal(self, incoming: IncomingFile) -> None:
-        """Make the bytes of a file durable; for `Intake`."""
-        with self._watching_fsync():
-            incoming.seal()
-
     def keep(self, incoming: IncomingFile) -> None:
         """Make a file durable under its name; for `Intake`."""
         with self._watching_fsync():
             incoming.keep()
 
-    def make_file(self, incoming: IncomingFile) -> Writing | None:
-        """Write a file while it is checked, or now; one that no journal takes is sealed. For `Intake`."""
-        if self._committer.journal is None or incoming.pages is None:
-            return self._writers.begin(partial(self.seal, incoming))
+    def takes_journal(self, incoming: IncomingFile) -> bool:
+        """Whether the instance can become durable in the journal; for `Intake`, as the next."""
+        return self._committer.journal is not None and incoming.pages is not None
+
+    def seal_file(self, incoming: IncomingFile) -> Writing:
+        """Make the bytes of a file durable while others work on."""
+        return self._writers.begin(partial(self._seal, incoming))
+
+    def write_file(self, incoming: IncomingFile) -> Writing | None:
+        """Write a file while it is checked, or now when it is short."""
         if incoming.size_bytes >= INLINE_BYTES:
             return self._writers.begin(incoming.write_out)
         with self._watching_fsync():
             incoming.write_out()
         return None
 
-    def prepare(self) -> None:
-        """Do now what would make the first instances slow."""
-        self._committer.prepare()
+    def prepare(self, *, is_journaling: bool = True) -> None:
+        """Do now what would make the first instances slow; some ways in never use the journal."""
+        self._committer.prepare(is_journaling=is_journaling)
 
     def close(self) -> None:
         """Leave nothing in the journal."""
@@ -181,6 +182,10 @@ class Receiver:
             claim_result(tx, record.sop_instance_uid, job_id)
         logger.info("stored own result", extra={"sop_instance_uid": record.sop_instance_uid})
         return record.sop_instance_uid
+
+    def _seal(self, incoming: IncomingFile) -> None:
+        with self._watching_fsync():
+            incoming.seal()
 
     @contextmanager
     def _watching_fsync(self) -> Iterator[None]:

@@ -1,17 +1,20 @@
 """The receivers that a benchmark compares: this node, DCMTK's storescp, a minimal pynetdicom SCP, Orthanc.
 
-Each is started anew for every measurement, on loopback, with TCP_NODELAY, in a new folder of one disk.
+Each is started anew for every measurement, on loopback, with TCP_NODELAY, in a new folder of one disk, and
+measured once it answers.
 """
 
+import http.client
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +22,8 @@ from dicom_node.bench.orthanc import PeerMissing, free_port, loopback_environmen
 
 MAX_PDU: Final = 131072
 START_S: Final = 120.0
+RECEIVING_PROCESSES: Final = 2  # that a node has at most, unless told otherwise
+ECHOES: Final = 5  # on each association, so that they are open at the same time
 CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 # A node without its guarantees, which no setting gives: file, folder and commit are never waited for. Only a
 # benchmark puts this between the node and the C library.
@@ -118,7 +123,8 @@ def _running_node(folder: Path, template: Path, *, is_durable: bool, command: st
     if not is_durable:
         environment["LD_PRELOAD"] = str(_shim(folder, NO_FSYNC_NAME, NO_FSYNC))
     arguments = [sys.executable, "-m", "dicom_node", command, "--home", str(home)]
-    with _process(folder, arguments, environment, port if command == "scp" else http_port) as pid:
+    answers = partial(_echoes, port) if command == "scp" else partial(_lives, http_port)
+    with _process(folder, arguments, environment, answers) as pid:
         if is_durable is _is_shimmed(pid):
             raise PeerMissing("the C library without fsync is not where it should be: no comparison")
         yield Running(port, "SIM4SEG", pid, http_port)
@@ -129,7 +135,7 @@ def _running_storescp(folder: Path) -> Iterator[Running]:
     files, port = folder / "received", free_port()
     files.mkdir(parents=True)
     arguments = [_program("storescp"), "--max-pdu", str(MAX_PDU), "-od", str(files), str(port)]
-    with _process(folder, arguments, loopback_environment(folder), port) as pid:
+    with _process(folder, arguments, loopback_environment(folder), partial(_echoes, port)) as pid:
         yield Running(port, "BENCH", pid)
 
 
@@ -138,7 +144,7 @@ def _running_pynetdicom(folder: Path) -> Iterator[Running]:
     files, port = folder / "received", free_port()
     files.mkdir(parents=True)
     arguments = [sys.executable, "-c", MINIMAL_SCP, str(files), str(port)]
-    with _process(folder, arguments, dict(os.environ), port) as pid:
+    with _process(folder, arguments, dict(os.environ), partial(_echoes, port)) as pid:
         yield Running(port, "BENCH", pid)
 
 
@@ -149,12 +155,15 @@ def _running_orthanc(folder: Path) -> Iterator[Running]:
 
 
 @contextmanager
-def _process(folder: Path, arguments: list[str], environment: dict[str, str], port: int) -> Iterator[int]:
+def _process(
+    folder: Path, arguments: list[str], environment: dict[str, str], answers: Callable[[], bool]
+) -> Iterator[int]:
+    """Run a server; it is measured from when it answers, not from when its port is open."""
     with (folder / "output.log").open("wb") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log, env=environment, cwd=_code_folder())
     try:
         end = time.monotonic() + START_S
-        while not _answers(port):
+        while not answers():
             if process.poll() is not None or time.monotonic() > end:
                 raise PeerMissing(f"{Path(arguments[0]).name} did not start; see {folder}/output.log")
             time.sleep(0.05)
@@ -168,12 +177,24 @@ def _process(folder: Path, arguments: list[str], environment: dict[str, str], po
             process.wait()
 
 
-def _answers(port: int) -> bool:
+def _echoes(port: int) -> bool:
+    """Whether C-ECHO is answered, on as many associations at once as a node has processes."""
+    command = [_program("echoscu"), "--repeat", str(ECHOES), "127.0.0.1", str(port)]
+    environment = {**os.environ, "TCP_NODELAY": "1"}
+    asking = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        for _ in range(RECEIVING_PROCESSES)
+    ]
+    statuses = [each.wait() for each in asking]
+    return not any(statuses)
+
+
+def _lives(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=5) as answer:
+            return bool(answer.status == http.client.OK)
     except OSError:
         return False
-    return True
 
 
 def _program(name: str) -> str:

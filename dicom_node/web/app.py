@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import anyio
@@ -56,7 +55,6 @@ from storage.files import open_files
 
 API: Final = "/api"
 MAX_UPLOADS: Final = 16
-MAX_SEALERS: Final = 4
 MAX_ADDRESS_BYTES: Final = 16 * 1024
 MAX_PIECE_BYTES: Final = 4 * MIB
 SLOW_READER_S: Final = 60.0  # without room for the next piece of an answer
@@ -97,7 +95,6 @@ def build_app(settings: NodeSettings, database: Database, failures: Failures | N
         settings=settings,
         readiness_checks=readiness_checks(settings, database, files),
         uploads=anyio.CapacityLimiter(MAX_UPLOADS),
-        sealers=ThreadPoolExecutor(MAX_SEALERS, "sealer"),
         pressure=open_pressure(settings),
         decoders=open_decoders(settings),
         layouts=Layouts(),

@@ -104,6 +104,7 @@ def _answer(
     failures: Failures,
 ) -> None:
     app = build_app(settings, database, failures)
+    app.state.services.receiver.prepare(is_journaling=False)
     # What is there now stays: looked through again and again by the garbage collector, it costs 0.1 s a time.
     gc.collect()
     gc.freeze()

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -43,7 +42,6 @@ class WebServices:
     settings: NodeSettings
     readiness_checks: Sequence[Callable[[], list[Problem]]]
     uploads: anyio.CapacityLimiter  # bodies read at the same time; others wait
-    sealers: ThreadPoolExecutor  # hash and fsync what came, while more comes
     pressure: Pressure
     decoders: LimitedPool
     layouts: Layouts
@@ -53,7 +51,6 @@ class WebServices:
     def close(self) -> None:
         """End the processes that decode, and the threads; the database is its opener's to close."""
         self.decoders.close()
-        self.sealers.shutdown()
         self.receiver.close()
 
 

@@ -69,7 +69,7 @@ class _Outcome:
         self.stored: list[Received] = []
         self.failures: list[_Failure] = []
         self._receiver = services.receiver
-        self._gathering = Gathering(services.receiver, services.sealers)
+        self._gathering = Gathering(services.receiver)
 
     @property
     def is_empty(self) -> bool:
