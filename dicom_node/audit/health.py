@@ -28,7 +28,9 @@ def problems(settings: NodeSettings) -> list[Problem]:
         return []
     folder = folder_of(settings)
     try:
-        found = os.statvfs(folder if folder.exists() else settings.home)
+        found = os.statvfs(folder)
+    except FileNotFoundError:
+        return []  # nothing was told yet; the folder is made with the first record
     except OSError as error:
         return [Problem(AUDIT, f"the folder of the audit trail cannot be looked at ({error.strerror})")]
     if found.f_bavail * found.f_frsize < LEAST_FREE:

@@ -253,6 +253,7 @@ def test_the_node_may_refuse_images_instead(site, monkeypatch):
 
 def test_a_disk_without_room_is_seen_before_anything_is_lost(site, monkeypatch):
     node = site()
+    node.get("/dicom-web/studies")
     monkeypatch.setattr("dicom_node.audit.health.LEAST_FREE", 10**18)
     answer = node.get("/health/ready")
     assert answer.json()["reasons"] == [AUDIT]
