@@ -15,7 +15,6 @@ import hashlib
 import mmap
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -67,7 +66,7 @@ class IncomingFile:
 
     def __init__(self, files_root: Path) -> None:
         self._files_root = files_root
-        self.name = f"{files_root}/{INCOMING}/{secrets.token_hex(16)}.part"
+        self.name = f"{files_root}/{INCOMING}/{os.urandom(16).hex()}.part"
         self._descriptor = -1
         self._digest = hashlib.sha256()
         self._collected = 0  # bytes of the block

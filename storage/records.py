@@ -202,6 +202,8 @@ def _text(ds: Attributes, keyword: str, length: int) -> str:
     value = _value(ds, keyword)
     if value is None:
         return ""
+    if isinstance(value, str):
+        return clean_text(value, length)
     try:
         text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
     except VALUE_ERRORS:  # person names are decoded as late as this

@@ -85,6 +85,7 @@ class StoringAssociation:
         self._accepted = accepted
         self._services = services
         self._inflow = Inflow(connection, services.limits, first)
+        self._origin = Origin("DIMSE", accepted.request.calling_ae)
         self._is_draining = False
         self.tally = Tally()
         self.stored = 0
@@ -201,9 +202,7 @@ class StoringAssociation:
             raise NotAuthorised(f"{self._accepted.request.calling_ae} may not store here; see peers.may")
         if command.sop_class_uid != sop_class:
             raise SopClassNotSupported("the SOP class is not that of the presentation context")
-        expected = ExpectedUids(command.sop_class_uid, command.sop_instance_uid)
-        origin = Origin("DIMSE", self._accepted.request.calling_ae)
-        announced = Announced(sop_class, command.sop_instance_uid, syntax, origin, expected)
+        announced = Announced(sop_class, command.sop_instance_uid, syntax, self._origin)
         return self._services.receiver.begin(announced)
 
     def _finish(self, intake: Intake) -> Answer:
