@@ -29,6 +29,7 @@ soak: $(DEV) ## power cuts and SIGKILLs, as root: CUTS=50 KILLS=100 SEED=1; fail
 	@RACE_TRIALS=1000 $(PY) -m pytest -q tests/dicom_node/test_arrival_races.py
 	@BROKER_RESTARTS=20 $(PY) -m pytest -q tests/flow/test_brokers.py -k consume
 	@TOLERANCE_ROUNDS=12 $(PY) -m pytest -q tests/tolerance/test_damaged_files.py
+	@WEB_EXAMPLES=2000 $(PY) -m pytest -q tests/dicom_node/web/test_any_request.py
 	@$(PY) -m tests.faults.soak --cuts $(or $(CUTS),50) --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
 
 check: $(DEV) ## format, lint, types, import directions

@@ -24,7 +24,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from storage.database import Transaction
 from storage.errors import SearchRefused
@@ -416,9 +416,13 @@ def _study_moment(query: SearchQuery) -> Iterator[_Condition]:
 
 
 def _modality_in_study(_keyword: str, value: str, _is_fuzzy: bool) -> _Condition:
-    matching = or_(*(_like(Series.modality, modality) for modality in _values(value)))
-    is_current = exists().where(Instance.series_instance_uid == Series.series_instance_uid, _IS_CURRENT)
-    return exists().where(Series.study_instance_uid == Study.study_instance_uid, matching, is_current)
+    # Under other names: a search for series or instances has these tables already, and one row of each.
+    series, instance = aliased(Series), aliased(Instance)
+    matching = or_(*(_like(series.modality, modality) for modality in _values(value)))
+    is_current = exists().where(
+        instance.series_instance_uid == series.series_instance_uid, instance.retired_as.is_(None)
+    )
+    return exists().where(series.study_instance_uid == Study.study_instance_uid, matching, is_current)
 
 
 def _bounds(keyword: str, value: str, form: re.Pattern[str]) -> tuple[str | None, str | None]:

@@ -74,6 +74,7 @@ def require_own_origin(headers: Headers) -> None:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     is_own = site is None or site in OUR_OWN
     if is_own and site is None and origin is not None:
-        is_own = urlsplit(origin).netloc == headers.get("host", "")
+        host = headers.get("host", "")
+        is_own = bool(host) and origin.partition("://")[2] == host
     if not is_own:
         raise NotAuthorised("the request comes from a page of another site")

@@ -102,6 +102,14 @@ def test_filters(client, study, other, query, expected):
     assert uids(items) == [image.StudyInstanceUID for image in wanted]
 
 
+@pytest.mark.parametrize(("modality", "count"), [("SR", 2), ("CT%2CMR", 2), ("US", 0)])
+def test_modalities_in_study_at_lower_levels_ask_about_the_study(client, study, modality, count):
+    """All series of a study that has such a series, and not only the series of that modality."""
+    address = f"/dicom-web/series?StudyInstanceUID={study.StudyInstanceUID}&ModalitiesInStudy={modality}"
+    assert len(found(client, address)) == count
+    assert bool(found(client, address.replace("/series?", "/instances?"))) is bool(count)
+
+
 def test_a_study_that_is_opened(client, study, other):
     """Request 2: one, or several divided by a backslash."""
     assert uids(found(client, f"{STUDIES}?StudyInstanceUID={study.StudyInstanceUID}&{STUDY_LIST}")) == [
