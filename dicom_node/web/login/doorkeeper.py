@@ -82,6 +82,7 @@ class Doorkeeper:
         self._require_patience(name, address)
         user = self._known().user(name)
         if user is not None and self._remembered.has(user, password):
+            self._failures.forget(_account(name))
             return user
         if self._checks.statistics().tasks_waiting >= MAX_WAITING:
             raise Refused("too many log-ins at the same time", 429, BUSY_S)

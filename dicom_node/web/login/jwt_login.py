@@ -67,12 +67,11 @@ class TokenReader:
             self._claims.validate(claims)
         except ExpiredTokenError as error:
             raise TokenRefused("the token has expired", is_genuine=True) from error
-        except (InvalidClaimError, MissingClaimError) as error:
-            why = next(
-                (words for claim, words in REFUSED_CLAIMS.items() if f"'{claim}'" in str(error)),
-                "the token lacks what it must say: iss, aud, exp, sub",
-            )
+        except InvalidClaimError as error:
+            why = REFUSED_CLAIMS.get(error.claim, f"what the token says of {error.claim} cannot be meant")
             raise TokenRefused(why, is_genuine=True) from error
+        except MissingClaimError as error:
+            raise TokenRefused(f"the token does not say its {error.claim}", is_genuine=True) from error
         return Login(name_in(claims), frozenset(self._roles_in(claims)))
 
     def _signed_claims(self, text: str) -> dict[str, Any]:
