@@ -31,23 +31,24 @@ IMAGE: Final = make_image()
 PARAMETERS: Final = (
     "limit", "offset", "includefield", "fuzzymatching", "PatientName", "PatientID", "StudyDate", "00100020",
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality", "ModalitiesInStudy",
-    "InstanceNumber", "viewport", "window", "quality", "annotation", "presentationUID", "requestType", "studyUID", "seriesUID",
-    "objectUID", "contentType", "transferSyntax", "frameNumber", "imageQuality", "rows", "columns", "state",
-    "outcome", "StudyInstanceUIDs", "workitem", "00741000", "filter", "deletionlock", "accept",
+    "InstanceNumber", "viewport", "window", "quality", "annotation", "presentationUID", "requestType",
+    "studyUID", "seriesUID", "objectUID", "contentType", "transferSyntax", "frameNumber", "imageQuality",
+    "rows", "columns", "state", "outcome", "StudyInstanceUIDs", "workitem", "00741000", "filter",
+    "deletionlock", "accept",
 )  # fmt: skip
 VALUES: Final = (
     "", "0", "1", "-1", "200", "1000000000000000000000", "1.5", "NaN", "all", "true", "*", "?", "20260101-",
     "-", "19990230", "a\\b", "1,2,3", "1,1,512,512", "0,0,0,0", "100,50,linear", "WADO",
-    "1.2.840.10008.1.2.1", "image/jpeg", "application/dicom", "*/*", "CT", "SCHEDULED", "1.2.840.10008.5.1.4.34.5",
-    str(IMAGE.StudyInstanceUID), str(IMAGE.SeriesInstanceUID), str(IMAGE.SOPInstanceUID),
-    "%", "\0", "'--", "é",
+    "1.2.840.10008.1.2.1", "image/jpeg", "application/dicom", "*/*", "CT", "SCHEDULED",
+    "1.2.840.10008.5.1.4.34.5", str(IMAGE.StudyInstanceUID), str(IMAGE.SeriesInstanceUID),
+    str(IMAGE.SOPInstanceUID), "%", "\0", "'--", "é",
 )  # fmt: skip
 MEDIA_TYPES: Final = (
     DICOM_JSON, "application/json", "application/dicom", "application/octet-stream", "image/jpeg",
     "image/png", "text/html", "*/*", MULTIPART, 'multipart/related; type="application/octet-stream"',
-    "multipart/related",
-    f"multipart/related; type={DICOM_JSON}; boundary={BOUNDARY}", "application/dicom; transfer-syntax=*",
-    "application/dicom+xml", "application/dicom; transfer-syntax=1.2.3", "q=1;;,", "image/gif;q=x", "",
+    "multipart/related", f"multipart/related; type={DICOM_JSON}; boundary={BOUNDARY}",
+    "application/dicom; transfer-syntax=*", "application/dicom+xml",
+    "application/dicom; transfer-syntax=1.2.3", "q=1;;,", "image/gif;q=x", "",
     "application/x-www-form-urlencoded",
 )  # fmt: skip
 HEADERS: Final = {
