@@ -202,8 +202,8 @@ SENT: Final = {
     codes.APPLICATION_ACTIVITY: "start and end of the node, or of a process that runs alone",
     codes.AUDIT_LOG_USED: "`dicom-node audit show`",
     codes.BEGIN_TRANSFERRING: "a delivery, C-MOVE or C-GET begins; one for each study",
-    codes.INSTANCES_TRANSFERRED: "an association with C-STORE, a STOW-RS request, a delivery, C-MOVE, C-GET, "
-    "or a WADO-RS request for a study or series ends; one for each study, and one more for what failed",
+    codes.INSTANCES_TRANSFERRED: "an association with C-STORE, a STOW-RS request, a delivery, C-MOVE, C-GET "
+    "(ours too), or a WADO-RS request for a study or series ends; one for each study, more for what failed",
     codes.INSTANCES_ACCESSED: "WADO-RS and WADO-URI requests for less, metadata and pictures; the first of "
     "each study and address in `audit.access_again_s`",
     codes.STUDY_DELETED: "a study is removed by `retention`",

@@ -79,6 +79,11 @@ class Trail:
             told.append(events.not_transferred(transfer, None, f"{refused} instances were refused"))
         self._write(told)
 
+    def fetched(self, sender: Node, tally: Tally) -> None:
+        """What we asked a peer for has come on our own association."""
+        transfer = Transfer(sender, self.ours, self.ours, is_received=True)
+        self._write([events.transferred(transfer, study) for study in self._studies(tally)])
+
     def sending(self, receiver: Node, tally: Tally, requestor: Node | None = None) -> None:
         """A delivery or a retrieval begins."""
         transfer = Transfer(self.ours, receiver, requestor or self.ours)

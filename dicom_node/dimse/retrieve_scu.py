@@ -26,6 +26,8 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
 from dicom_node.announced import ExpectedUids
+from dicom_node.audit.events import Node, Tally
+from dicom_node.audit.trail import trail_of
 from dicom_node.dimse.calling import Caller, Peer, Proposal, associated, caller_of
 from dicom_node.dimse.matches import UTF_8
 from dicom_node.dimse.query_model import STUDY_ROOT, Level
@@ -166,11 +168,15 @@ def get_study(
     classes = [str(context.abstract_syntax) for context in StoragePresentationContexts[:MAX_CLASSES]]
     syntaxes = [*PLAIN, *COMPRESSED]
     contexts = [build_context(STUDY_ROOT.get), *(build_context(uid, syntaxes) for uid in classes)]
-    handlers = [(evt.EVT_C_STORE, _take, [receiver, peer.ae_title])]
-    with associated(peer, caller_of(settings), Proposal(contexts, classes, handlers)) as association:
-        _require(peer, association, "C-GET")
-        answers = association.send_c_get(_study(study_instance_uid), STUDY_ROOT.get)
-        return _follow(peer, (answer for answer, _ in answers), "C-GET", on_progress)
+    tally = Tally()
+    handlers = [(evt.EVT_C_STORE, _take, [receiver, peer.ae_title, tally])]
+    try:
+        with associated(peer, caller_of(settings), Proposal(contexts, classes, handlers)) as association:
+            _require(peer, association, "C-GET")
+            answers = association.send_c_get(_study(study_instance_uid), STUDY_ROOT.get)
+            return _follow(peer, (answer for answer, _ in answers), "C-GET", on_progress)
+    finally:
+        trail_of(settings).fetched(Node(peer.ae_title, peer.host), tally)
 
 
 def _study(study_instance_uid: str) -> Dataset:
@@ -213,7 +219,7 @@ def _progress(answer: Dataset, before: Progress) -> Progress:
     )
 
 
-def _take(event: evt.Event, receiver: Receiver, peer_ae: str) -> Dataset:
+def _take(event: evt.Event, receiver: Receiver, peer_ae: str, tally: Tally) -> Dataset:
     """Receive one instance of a C-GET; handler of EVT_C_STORE."""
     request = cast("C_STORE", event.request)
     meta = FileMetaDataset()
@@ -224,7 +230,7 @@ def _take(event: evt.Event, receiver: Receiver, peer_ae: str) -> Dataset:
     data_set = cast("BinaryIO", request.DataSet)
     data_set.seek(0)
     try:
-        receiver.receive_data_set(data_set, meta, Origin("DIMSE", peer_ae), expected)
+        tally.take(receiver.receive_data_set(data_set, meta, Origin("DIMSE", peer_ae), expected))
     except NodeError as error:
         logger.warning("instance refused", extra={"status": f"0x{error.dimse_status:04X}", "peer": peer_ae})
         return status(error.dimse_status, str(error))

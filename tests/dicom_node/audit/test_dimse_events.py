@@ -9,6 +9,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.dimse.query_model import STUDY_ROOT
+from dicom_node.dimse.retrieve_scu import get_study
 from dicom_node.dimse.scu import Sending, send_instances
 from dicom_node.settings_network import TlsSettings
 from tests.certificates import Authority
@@ -27,6 +28,7 @@ from tests.dicom_node.dimse.raw_peer import (
 )
 from tests.dicom_node.dimse.test_find_scp import find
 from tests.dicom_node.dimse.test_retrieve_scp import Archive, responses, study_of
+from tests.dicom_node.dimse.test_retrieve_scu import Archive as Pacs
 from tests.doors import make_receiver
 from tests.flow.nodes import until
 
@@ -239,6 +241,22 @@ def test_a_get_is_told_too(node, keep):
     begun, failed = told(running, 2)
     assert begun.who[1] == ("TESTER", "127.0.0.1", True)
     assert failed.counts == {CT: 2}  # the peer has no handler for them
+
+
+def test_what_we_fetch_ourselves_is_told(node, free_port, database, files_root):
+    datasets = study_of(2)
+    pacs = Pacs(free_port(), datasets)
+    running, receiver = node(), make_receiver(database, files_root)
+    study = str(datasets[0].StudyInstanceUID)
+    get_study(pacs, study, running.settings, receiver, lambda _progress: None)
+    pacs.server.shutdown()
+    (message,) = told(running, 1)
+    assert (message.event, message.objects, message.counts) == (
+        "DICOM Instances Transferred",
+        [study],
+        {CT: 2},
+    )
+    assert [who[2] for who in message.who] == [False, True]  # we asked
 
 
 def test_an_echo_leaves_nothing(node):

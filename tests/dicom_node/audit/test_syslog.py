@@ -1,8 +1,11 @@
 """Sending the trail on: TLS to a real server, up, down, strange and broken; UDP; what stays in the spool."""
 
+import os
 import re
+import signal
 import socket
 import threading
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -10,9 +13,11 @@ from dicom_node.audit.forward import Forwarder, cursor_of, waiting
 from dicom_node.audit.keeper import Keeper
 from dicom_node.audit.syslog import NotSent, sender_of
 from dicom_node.audit.trail import spool_of
+from dicom_node.audit.verify import verify
 from dicom_node.errors import TlsUnusable
 from tests.certificates import Authority
 from tests.dicom_node.audit.repository import Repository
+from tests.dicom_node.audit.test_spool import writer
 from tests.flow.nodes import until
 
 HEAD = re.compile(
@@ -213,6 +218,31 @@ def test_the_keeper_sends_when_the_repository_is_back(node, port, pair, monkeypa
         assert texts(repository.messages) == ["<c/>"]
     finally:
         keeper.stop()
+
+
+def test_killed_writers_and_a_bad_repository_lose_and_reorder_nothing(node, port, pair):
+    settings = node(segment_mb=0.02)
+    spool, told = spool_of(settings), []
+    forwarder = Forwarder(spool, sender_of(settings))
+    repository = Repository(port, pair)
+    for turn in range(12):
+        repository.behaviour["breaks_off"] = turn % 3 == 1
+        with writer(spool, f"w{turn}", 100_000) as process, writer(spool, f"v{turn}", 40) as other:
+            told += [int(process.stdout.readline()) for _ in range(60)]
+            with nullcontext() if turn % 3 == 2 else repository, suppress(NotSent):
+                forwarder.step()
+            os.kill(process.pid, signal.SIGKILL)
+            told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+            told += [int(line) for line in other.stdout.read().split()]
+    repository.behaviour["breaks_off"] = False
+    with repository:
+        while forwarder.step():
+            pass
+    kept = [record.message for _, record in spool.records()]
+    assert verify(spool).findings == ()
+    assert len(told) >= 1000
+    assert set(told) <= set(range(1, len(kept) + 1))
+    assert texts(repository.messages) == kept
 
 
 def test_files_that_are_old_and_sent_are_removed(node, port, pair):

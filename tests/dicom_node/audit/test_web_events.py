@@ -5,12 +5,16 @@ import re
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
 
 from dicom_node.audit.keeper import Keeper
 from dicom_node.audit.trail import AUDIT, spool_of, trail_of
-from dicom_node.audit.web import CHANGES
+from dicom_node.audit.web import CHANGES, Audited
 from dicom_node.web import app
 from dicom_node.web.app import build_app
+from dicom_node.web.login.who import KEY, Login
 from tests.dicom_node.audit.conftest import told_in
 from tests.dicom_node.audit.disks import files_end_at
 from tests.dicom_node.dimse.instances import CT, make_image, part10
@@ -120,6 +124,34 @@ def test_a_study_that_is_fetched_whole_is_a_transfer(site, keep):
     assert (message.event, message.outcome) == ("DICOM Instances Transferred", "0")
     assert message.objects == [str(image.StudyInstanceUID)]
     assert [who[0] for who in message.who] == ["SIM4SEG", ADDRESS]
+
+
+def test_an_answer_that_breaks_off_is_a_failure(settings):
+    """A study on its way out whose client is gone, or whose file could not be read on."""
+
+    async def breaks(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        raise ConnectionResetError
+
+    app = Starlette(routes=[Mount("/dicom-web", app=Audited(breaks, settings, "/dicom-web"))])
+    with pytest.raises(ConnectionResetError):
+        Client(app).get("/dicom-web/studies/1.2.3")
+    (message,) = told_in(settings)
+    assert (message.event, message.outcome) == ("DICOM Instances Transferred", "4")
+    assert message.objects == ["1.2.3"]
+
+
+def test_who_logged_in_is_named(settings):
+    async def answers(scope, receive, send):
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async def knows(scope, receive, send):
+        await Audited(answers, settings, "/api")(scope | {KEY: Login("dr.a", frozenset())}, receive, send)
+
+    Client(knows).post("/api/ask")
+    (message,) = told_in(settings)
+    assert message.who[1] == ("dr.a", ADDRESS, False)
 
 
 def test_reading_a_study_is_told_once_for_a_while(site, keep):
