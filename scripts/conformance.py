@@ -170,10 +170,6 @@ def _parts() -> Iterator[str]:
             "Associations at the same time",
             f"{_default(DimseSettings, 'max_associations')} (`dimse.max_associations`)",
         ),
-        (
-            "Longest instance beside queries",
-            f"{acceptor.MIXED_INSTANCE_MB} MiB on an association that mixes services",
-        ),
         ("User identity negotiation", "not answered"),
     )
     yield "## 3 Network\n\n### 3.1 Presentation contexts\n\n" + _contexts()

@@ -17,26 +17,22 @@ from pynetdicom.events import EventHandlerType
 from dicom_node.announced import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.audit.dimse import caller
 from dicom_node.audit.trail import trail_of
-from dicom_node.dimse.association import HandedSocket, ServedAssociation
+from dicom_node.dimse.association import HandedSocket, Rooms, ServedAssociation
 from dicom_node.dimse.commitment import STORAGE_COMMITMENT
 from dicom_node.dimse.commitment_scp import CommitmentReporter, answer_commitment_request, waker
 from dicom_node.dimse.commitment_scu import answer_commitment_report
 from dicom_node.dimse.find_scp import answer_find
+from dicom_node.dimse.mixed_store import answer_store, beginning_of
 from dicom_node.dimse.negotiation import VERIFICATION, name_service, offer_storage
 from dicom_node.dimse.query_model import MODEL_OF, MODELS
 from dicom_node.dimse.retrieve_scp import Retrieval
-from dicom_node.dimse.rights import require_right
-from dicom_node.dimse.store_scp import answer_store, status
-from dicom_node.errors import NotAuthorised
 from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
-from dicom_node.settings_network import Right
 from storage.database import Database
 from storage.files import open_files
 
 MIB: Final = 1024 * 1024
 DRAIN_S: Final = 5.0
-MIXED_INSTANCE_MB: Final = 512  # pynetdicom holds an instance in memory; alone, C-STORE never comes here
 SYNTAXES: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 SERVICES: Final = (*MODEL_OF, STORAGE_COMMITMENT)
 FIND_OPTIONS: Final = bytes((1, 1, 1, 0, 0))
@@ -54,6 +50,7 @@ class Acceptor:
         self._ae = _application_entity(settings)
         self._retrieval = Retrieval(settings, database, files)
         self._reporter = CommitmentReporter(settings, database, files)
+        self._begin = beginning_of(settings, receiver)
         self._handlers: list[EventHandlerType] = [
             (evt.EVT_REQUESTED, offer_storage),
             (evt.EVT_REQUESTED, _offer_services),
@@ -62,7 +59,7 @@ class Acceptor:
             (evt.EVT_DIMSE_RECV, _count_anew),
             (evt.EVT_DIMSE_SENT, waker(self._reporter)),
             (evt.EVT_C_ECHO, _answer_echo),
-            (evt.EVT_C_STORE, _answer_store, [settings, receiver]),
+            (evt.EVT_C_STORE, _answer_store),
             (evt.EVT_C_FIND, answer_find, [settings, database]),
             (evt.EVT_N_ACTION, answer_commitment_request, [settings, database, self._reporter]),
             (evt.EVT_N_EVENT_REPORT, answer_commitment_report, [database]),
@@ -82,13 +79,14 @@ class Acceptor:
 
     def serve(self, connection: socket.socket, address: tuple[str, int], first: bytes = b"") -> None:
         """Serve the association on `connection` to its end; `first` = what was read of it already."""
-        max_bytes = min(self._settings.limits.max_instance_mb, MIXED_INSTANCE_MB) * MIB
-        association = ServedAssociation(self._ae, self._retrieval.serve, max_bytes)
+        rooms = Rooms(self._retrieval.serve, self._begin, self._settings.limits.max_instance_mb * MIB)
+        association = ServedAssociation(self._ae, rooms)
         association.accept(connection, address, first)
         for event, handler, *arguments in self._handlers:
             association.bind(event, handler, *arguments)
         association.start()
         association.join()
+        association.forget_arriving()
         trail_of(self._settings).received(caller(association), association.tally)
 
 
@@ -141,9 +139,5 @@ def _answer_echo(event: evt.Event) -> int:
     return 0x0000
 
 
-def _answer_store(event: evt.Event, settings: NodeSettings, receiver: Receiver) -> Dataset:
-    try:
-        require_right(settings, str(event.assoc.requestor.ae_title), Right.STORE)
-    except NotAuthorised as refusal:
-        return status(refusal.dimse_status, str(refusal))
-    return answer_store(event, receiver, cast("ServedAssociation", event.assoc).tally)
+def _answer_store(event: evt.Event) -> Dataset:
+    return answer_store(event, cast("ServedAssociation", event.assoc).tally)

@@ -1,6 +1,7 @@
 """An association served by pynetdicom, on a connection that another loop accepted and looked at.
 
-Every PDU is bounded in length and time, and every message in length, before pynetdicom holds it in memory.
+Every PDU is bounded in length and time, and every message in length, before pynetdicom holds it in memory;
+the data set of a C-STORE never is, it goes to its file as it comes.
 C-MOVE and C-GET go to `retrieve_scp`, because pynetdicom's own would encode every data set anew.
 
 Source: PS3.8 9.3.1 (PDUs), 9.2.1 (A-ABORT on an invalid PDU), PS3.7 9.1.3 and 9.1.4.
@@ -10,40 +11,54 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NoReturn, cast
 
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_GET, C_MOVE
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from dicom_node.audit.events import Tally
+from dicom_node.dimse.mixed_store import ArrivingInstance, Begin
 from storage.records import VALUE_ERRORS
 
 MAX_PDU_BYTES: Final = 1024 * 1024
 PDU_DEADLINE_S: Final = 15.0
 SEND_DEADLINE_S: Final = 30.0
 MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024  # identifiers, lists of references
-C_STORE_RQ: Final = 0x0001
+STORE_REQUEST: Final = 0x0001
 P_DATA_TF: Final = 0x04
+MAX_ARRIVING: Final = 4  # instances at once; an honest peer sends one, and waits for the answer
 SHORTEST_DATA: Final = 6  # one item: its length, presentation context id, message control header
 A_ABORT: Final = bytes.fromhex("07000000000400000200")  # source: service provider
 
 Retrieve = Callable[[Association, C_MOVE | C_GET, PresentationContext], None]
 
 
+@dataclass(frozen=True)
+class Rooms:
+    """Where requests go that pynetdicom does not serve itself."""
+
+    retrieve: Retrieve
+    begin: Begin  # of an instance that is stored
+    max_instance_bytes: int
+
+
 class ServedAssociation(Association):
     """An association as acceptor."""
 
-    def __init__(self, ae: AE, retrieve: Retrieve, max_instance_bytes: int) -> None:
+    def __init__(self, ae: AE, rooms: Rooms) -> None:
         super().__init__(ae, "acceptor")
         self.dimse = _CheckedMessages(self)
-        self._retrieve = retrieve
+        self.rooms = rooms
         self.tally = Tally()  # what it brought
-        self.max_instance_bytes = max_instance_bytes
+        self._arriving: list[ArrivingInstance] = []
 
     def accept(self, connection: socket.socket, address: tuple[str, int], first: bytes) -> None:
         """Take the connection over, with the bytes already read from it; `start` then serves it."""
@@ -61,7 +76,22 @@ class ServedAssociation(Association):
         """Whether the message that is coming in is a C-STORE request."""
         message = self.dimse.message
         command = getattr(message, "command_set", None)
-        return command is not None and command.get("CommandField") == C_STORE_RQ
+        return command is not None and command.get("CommandField") == STORE_REQUEST
+
+    def begin_instance(self, request: C_STORE_RQ) -> ArrivingInstance:
+        """Take the data set that follows `request`; raises ValueError for a peer that waits for no answer."""
+        self._arriving = [each for each in self._arriving if each.is_open]
+        if len(self._arriving) >= MAX_ARRIVING:
+            raise ValueError("request after request comes before the answer to the first")
+        syntax = str(self._accepted_cx[request.context_id or 0].transfer_syntax[0])
+        calling_ae = str(self.requestor.ae_title).strip()
+        self._arriving.append(ArrivingInstance(partial(self.rooms.begin, request, syntax, calling_ae)))
+        return self._arriving[-1]
+
+    def forget_arriving(self) -> None:
+        """Let go of what came and was not received."""
+        while self._arriving:
+            self._arriving.pop().close()
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         context = self._accepted_cx.get(context_id)
@@ -70,7 +100,7 @@ class ServedAssociation(Association):
             return
         self.dimse.cancel_req = {}
         self._is_paused = True  # sub-operations of a C-GET use this association
-        self._retrieve(self, msg, context)
+        self.rooms.retrieve(self, msg, context)
         self._is_paused = False
         self.dimse.cancel_req = {}
 
@@ -81,11 +111,21 @@ class _CheckedMessages(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take one P-DATA in; runs in the thread that reads."""
         try:
-            super().receive_primitive(primitive)
+            for fragment in primitive.presentation_data_value_list:
+                alone = P_DATA()
+                alone.presentation_data_value_list = [cast("Any", list(fragment))]
+                super().receive_primitive(alone)
+                self._open_file()
         except VALUE_ERRORS:
             connection = self.assoc.dul.socket
             if isinstance(connection, HandedSocket):
                 connection.end()
+
+    def _open_file(self) -> None:
+        """Between the command of a C-STORE and its data set."""
+        message: Any = self.message
+        if isinstance(message, C_STORE_RQ) and message._data_set_file is None:  # noqa: SLF001 - no other way in
+            message._data_set_file = cast("Any", self.assoc).begin_instance(message)  # noqa: SLF001
 
 
 class HandedSocket(AssociationSocket):
@@ -142,7 +182,7 @@ class HandedSocket(AssociationSocket):
         association = self._association
         self._message_bytes += nr_bytes
         is_instance = association.is_receiving_instance
-        limit = association.max_instance_bytes if is_instance else MAX_MESSAGE_BYTES
+        limit = association.rooms.max_instance_bytes if is_instance else MAX_MESSAGE_BYTES
         if nr_bytes > MAX_PDU_BYTES or self._message_bytes > limit + MAX_PDU_BYTES:
             self._break_off("a PDU or a message is longer than this node takes")
 

@@ -12,15 +12,11 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, Final, cast
+from typing import Final
 
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.events import Event
 
-from dicom_node.announced import Announced, ExpectedUids
+from dicom_node.announced import Announced
 from dicom_node.audit.events import Tally
 from dicom_node.dimse import pdu
 from dicom_node.dimse.dimse_command import (
@@ -42,11 +38,9 @@ from dicom_node.errors import (
     NodeError,
     NotAuthorised,
     SopClassNotSupported,
-    Unparseable,
 )
 from dicom_node.intake import Intake
 from dicom_node.receive import Receiver
-from dicom_node.received import Received
 from storage.index import Origin
 
 SUCCESS: Final = 0x0000
@@ -256,19 +250,6 @@ class StoringAssociation:
         return {"calling_ae": self._accepted.request.calling_ae}
 
 
-def answer_store(event: Event, receiver: Receiver, tally: Tally) -> Dataset:
-    """Receive the instance of a C-STORE request, and count it; returns the status to answer with."""
-    try:
-        tally.take(_receive(event, receiver))
-    except NodeError as error:
-        logger.warning(
-            "instance refused",
-            extra={"status": f"0x{error.dimse_status:04X}", "reason": str(error), "peer": _calling_ae(event)},
-        )
-        return status(error.dimse_status, str(error))
-    return status(SUCCESS)
-
-
 def status(code: int, comment: str = "") -> Dataset:
     """Build the status of a response, with a comment where there is something to say."""
     answer = Dataset()
@@ -276,21 +257,3 @@ def status(code: int, comment: str = "") -> Dataset:
     if comment:
         answer.ErrorComment = comment[:MAX_COMMENT_CHARACTERS]
     return answer
-
-
-def _receive(event: Event, receiver: Receiver) -> Received:
-    request = cast("C_STORE", event.request)
-    if request.DataSet is None:
-        raise Unparseable("the C-STORE request has no data set")
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(str(request.AffectedSOPClassUID))
-    meta.MediaStorageSOPInstanceUID = UID(str(request.AffectedSOPInstanceUID))
-    meta.TransferSyntaxUID = UID(str(event.context.transfer_syntax))
-    expected = ExpectedUids(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-    data_set = cast("BinaryIO", request.DataSet)
-    data_set.seek(0)
-    return receiver.receive_data_set(data_set, meta, Origin("DIMSE", _calling_ae(event)), expected)
-
-
-def _calling_ae(event: Event) -> str:
-    return str(event.assoc.requestor.ae_title).strip()

@@ -5,14 +5,18 @@ import os
 import socket
 import struct
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 from pynetdicom import AE, build_context
 
 from dicom_node.dimse.association import MAX_MESSAGE_BYTES, MAX_PDU_BYTES
+from dicom_node.dimse.mixed_store import ArrivingInstance
 from dicom_node.dimse.query_model import STUDY_ROOT
+from storage.index import find_instance
 from tests.dicom_node.dimse.instances import CT, make_image
 from tests.dicom_node.dimse.queries import identifier
 
@@ -160,3 +164,78 @@ def test_termscu_does_not_end_the_node(node):
     subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert is_answering(running)
     socket.create_connection(("127.0.0.1", running.port)).close()
+
+
+# --- an instance beside queries: to its file as it comes, never into memory ---------------------------
+
+LARGE = 24 * 1024 * 1024
+
+
+@pytest.fixture
+def sending(node):
+    """A function that associates for C-STORE and queries with a node of these settings, and gives both."""
+    opened = []
+
+    def start(image, **settings):
+        running = node(**settings)
+        syntax = image.file_meta.TransferSyntaxUID
+        opened.append(associate(running, build_context(CT, syntax), build_context(STUDY_ROOT.find)))
+        return running, opened[-1]
+
+    yield start
+    for association in opened:
+        association.abort()
+
+
+def large_image():
+    image = make_image()
+    image.Rows, image.Columns = LARGE // 4096, 2048
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 16, 15
+    image.PixelData = bytes(image.Rows * image.Columns * 2)
+    return image
+
+
+def test_a_large_instance_beside_queries_goes_through_its_file(sending, database, files_root, monkeypatch):
+    kept = []
+    write = ArrivingInstance.write
+
+    def watched(self, data):
+        write(self, data)
+        kept.append(sum(path.stat().st_size for path in files_root.glob("incoming/*.part")))
+
+    monkeypatch.setattr(ArrivingInstance, "write", watched)
+    image = large_image()
+    _running, association = sending(image)
+    assert association.send_c_store(image).Status == 0x0000
+    assert max(kept) > LARGE // 2  # it was on the disk before it had come completely
+    with database.reading() as tx:
+        row = find_instance(tx, image.SOPInstanceUID)
+    assert dcmread(files_root / row.path).PixelData == image.PixelData
+    assert not list(files_root.glob("incoming/*"))
+
+
+def test_a_refusal_beside_queries_is_answered_after_the_data_set(sending):
+    image = large_image()
+    _running, association = sending(image, dimse={"others_may": ["query"]})
+    assert [association.send_c_store(image).Status for _ in range(2)] == [0x0124, 0x0124]
+
+
+def test_an_instance_that_breaks_off_beside_queries_leaves_no_file(sending, files_root, monkeypatch):
+    came = threading.Event()
+    write = ArrivingInstance.write
+
+    def watched(self, data):
+        write(self, data)
+        came.set()
+
+    monkeypatch.setattr(ArrivingInstance, "write", watched)
+    image = large_image()
+    running, association = sending(image)
+    sender = threading.Thread(target=association.send_c_store, args=(image,), daemon=True)
+    sender.start()
+    assert came.wait(30)
+    association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+    sender.join(30)
+    running.close()
+    assert not list(files_root.glob("incoming/*"))
+    assert not list(files_root.glob("objects/*/*"))
