@@ -22,7 +22,7 @@ from dicom_node.web.login.jwt_login import TokenReader, TokenRefused
 from dicom_node.web.login.outcomes import UNKNOWN, LoginLog, Outcome
 from dicom_node.web.login.passwords import MAX_BYTES, Cost, nobodys_hash
 from dicom_node.web.login.provider import Provider, ProviderUnreachable
-from dicom_node.web.login.sessions import Forged, Sessions
+from dicom_node.web.login.sessions import Sessions
 from dicom_node.web.login.users import TOKEN_PREFIX, User, Users, UsersFile
 from dicom_node.web.login.who import Login
 
@@ -66,7 +66,7 @@ class Doorkeeper:
         """Who sends a request with these headers; None where they name nobody. Raises Refused."""
         given = headers.getlist("authorization")
         if not given:
-            return self._of_session(headers, address)
+            return self._of_session(headers)
         scheme, _, credentials = given[0].strip().partition(" ")
         if len(given) == 1 and scheme.lower() == "bearer":
             return await self._of_token(credentials.strip(), address)
@@ -128,14 +128,12 @@ class Doorkeeper:
                 raise Refused(str(error)) from error
             raise self._bad_token(str(error), address) from error
 
-    def _of_session(self, headers: Headers, address: str) -> Login | None:
+    def _of_session(self, headers: Headers) -> Login | None:
         value = _cookie(headers, self.sessions.cookie)
         if value is None or not self.takes_passwords:
             return None
         try:
             session = self.sessions.read(value)
-        except Forged as error:
-            raise self._bad_token("the session is none of this node: log in again", address) from error
         except LoginUnusable as error:
             raise _cannot_tell() from error
         user = None if session is None else self._known().user(session.name)
@@ -146,28 +144,26 @@ class Doorkeeper:
     def log_out(self, headers: Headers, address: str) -> None:
         """End the session of a request, if it has one."""
         value = _cookie(headers, self.sessions.cookie)
-        try:
-            session = None if value is None else self.sessions.read(value)
-        except Forged:
-            return
+        session = None if value is None else self.sessions.read(value)
         if session is not None:
             self.sessions.end(session)
             self.log.on_login(Outcome.LOGGED_OUT, session.name, address)
 
     def _bad_token(self, why: str, address: str) -> Refused:
-        """Count it; who has failed too often already is told to wait instead."""
-        wait_s = self._failures.wait_s(_place(address), MOST_OF_ADDRESS)
+        """Count it, apart from passwords: a program whose token was removed locks no person out."""
+        counted = f"tokens of {_place(address)}"
+        wait_s = self._failures.wait_s(counted, MOST_OF_ADDRESS)
         if wait_s > 0:
             return _too_often(wait_s)
-        self._count("", address, UNKNOWN)
+        self.log.on_login(Outcome.REFUSED, UNKNOWN, address)
+        if self._failures.count(counted) == MOST_OF_ADDRESS:
+            self.log.on_login(Outcome.LOCKED, UNKNOWN, address)
         return Refused(why)
 
     def _count(self, name: str, address: str, who: str) -> None:
         self.log.on_login(Outcome.REFUSED, who, address)
-        is_last = self._failures.count(_place(address)) == MOST_OF_ADDRESS
-        if name:
-            is_last |= self._failures.count(_account(name)) == MOST_OF_ACCOUNT
-        if is_last:
+        counts = self._failures.count(_account(name)), self._failures.count(_place(address))
+        if counts[0] == MOST_OF_ACCOUNT or counts[1] == MOST_OF_ADDRESS:
             self.log.on_login(Outcome.LOCKED, who, address)
 
     def _require_patience(self, name: str, address: str) -> None:

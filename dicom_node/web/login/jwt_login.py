@@ -24,7 +24,7 @@ TYPES: Final = frozenset({None, "jwt", "at+jwt", "application/at+jwt"})  # not t
 MAX_TOKEN_CHARACTERS: Final = 16 * 1024
 CLOCK_S: Final = 60  # our clock and the provider's may differ
 MAX_NAME_CHARACTERS: Final = 64
-NAME_CLAIMS: Final = ("preferred_username", "email", "client_id", "azp", "sub")
+NAME_CLAIMS: Final = ("preferred_username", "email", "client_id", "azp")
 REFUSED_CLAIMS: Final = {
     "iss": "the token is of another issuer",
     "aud": "the token is for another audience",
@@ -98,10 +98,15 @@ class TokenReader:
 
 
 def name_in(claims: dict[str, Any]) -> str:
-    """What the provider calls somebody; printable, and not long."""
-    named = (claims.get(claim) for claim in NAME_CLAIMS)
-    name = next((name for name in named if isinstance(name, str) and name), "")
-    return "".join(letter for letter in name if letter.isprintable())[:MAX_NAME_CHARACTERS] or "unnamed"
+    """What the provider calls somebody, and the subject, which nobody can give themselves."""
+    subject, names = _printed(claims["sub"]), (_printed(claims.get(claim)) for claim in NAME_CLAIMS)
+    name = next(filter(None, names), "")
+    return f"{name} ({subject})" if name and name != subject else subject
+
+
+def _printed(value: Any) -> str:
+    text = value if isinstance(value, str) else ""
+    return "".join(letter for letter in text if letter.isprintable())[:MAX_NAME_CHARACTERS]
 
 
 def _values(claims: dict[str, Any], path: str) -> list[str]:

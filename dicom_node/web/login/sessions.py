@@ -27,7 +27,7 @@ KEY_BYTES: Final = 32
 HOUR_S: Final = 3600
 MAX_COOKIE_CHARACTERS: Final = 1024
 COOKIE: Final = "sim4seg-login"
-HOST_COOKIE: Final = f"__Host-{COOKIE}"  # only by HTTPS, for this host alone. Source: RFC 6265bis 4.1.3.2
+HOST_PREFIX: Final = "__Host-"  # only by HTTPS, for this host alone. Source: RFC 6265bis 4.1.3.2
 
 Ended = dict[str, float]
 
@@ -41,10 +41,6 @@ class Session(NamedTuple):
     expires_at: float  # seconds since 1970
 
 
-class Forged(Exception):
-    """A cookie that this node did not make."""
-
-
 class Sessions:
     """Makes, reads and ends sessions; every process of the node does so with the same key."""
 
@@ -52,13 +48,10 @@ class Sessions:
         self._folder = folder_of(home)
         self._key = _key_in(self._folder)
         self._ended = Watched[Ended](self._folder / "ended.json", _read_ended, {})
+        mark = hashlib.sha256(self._key).hexdigest()[:8]  # nodes at other ports of this machine have theirs
+        self.cookie = f"{HOST_PREFIX if http.has_https else ''}{COOKIE}-{mark}"
         self._length_s = http.session_hours * HOUR_S
         self._is_secure = http.has_https
-
-    @property
-    def cookie(self) -> str:
-        """The cookie's name."""
-        return HOST_COOKIE if self._is_secure else COOKIE
 
     def begin(self, user: User) -> str:
         """Value of Set-Cookie for a new session."""
@@ -69,13 +62,13 @@ class Sessions:
         return self._set(f"{content.decode('ascii')}.{self._signature(content)}", int(self._length_s))
 
     def read(self, cookie: str) -> Session | None:
-        """The session of a cookie; None where it is over. Raises Forged, LoginUnusable."""
+        """The session of a cookie; None where it is over, or none of ours. Raises LoginUnusable."""
         content, _, signature = cookie.rpartition(".")
         expected = self._signature(content.encode())
         if len(cookie) > MAX_COOKIE_CHARACTERS or not hmac.compare_digest(
             signature.encode(), expected.encode()
         ):
-            raise Forged
+            return None
         session = Session(*json.loads(urlsafe_b64decode(content)))
         is_over = session.expires_at <= time.time() or session.session_id in self._ended.now()
         return None if is_over else session

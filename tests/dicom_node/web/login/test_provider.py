@@ -57,7 +57,7 @@ def test_keys_outlive_the_provider_for_a_day(reader, provider, clock):
     reader.read(token)
     provider.answers.clear()
     clock.now += KEEP_S + 1
-    assert reader.read(token).name == "Ärztin"
+    assert reader.read(token).name == "Ärztin (u-1)"
     assert len(provider.asked) == 3
     clock.now += KEEP_WITHOUT_PROVIDER_S
     with pytest.raises(ProviderUnreachable):
@@ -134,7 +134,7 @@ def test_roles_come_from_the_claim(provider, settings, changes, claims, roles):
 def test_whoever_has_no_role_may_nothing(client, provider):
     answer = client.get("/dicom-web/", headers=bearer(provider.token()))
     assert answer.status_code == 403
-    assert "any role; Ärztin has none" in answer.json()["error"]
+    assert "any role; Ärztin (u-1) has none" in answer.json()["error"]
 
 
 def test_an_expired_token_locks_nobody_out(client, provider):

@@ -146,7 +146,7 @@ def test_other_roles_do_not_and_the_missing_one_is_named(app, provider):
     answers = statuses(app, CLOSED, lambda key: bearer(tokens[key]))
     assert unlike(answers, 403) == {}
     for key, right in CLOSED.items():
-        assert f"needs the role {right}; Ärztin has" in answers[key].json()["error"]
+        assert f"needs the role {right}; Ärztin (u-1) has" in answers[key].json()["error"]
 
 
 def test_without_a_log_in_everything_is_as_before(make_app):

@@ -6,7 +6,7 @@ import pytest
 
 from dicom_node.settings_web import HttpSettings, Role
 from dicom_node.web.login.files import LoginUnusable
-from dicom_node.web.login.sessions import Forged, Sessions
+from dicom_node.web.login.sessions import Sessions
 from tests.dicom_node.web.conftest import Client
 from tests.dicom_node.web.login.conftest import PASSWORD, bearer, cookie_of, form
 from tests.dicom_node.web.ohif import upload
@@ -58,12 +58,12 @@ def test_what_a_script_fetches_is_401_and_opens_no_window_of_the_browser(client,
 
 @pytest.mark.parametrize(
     ("http", "secure", "name"),
-    [({}, False, "sim4seg-login"), ({"behind_tls_proxy": True}, True, "__Host-sim4seg-login")],
+    [({}, False, "sim4seg-login-"), ({"behind_tls_proxy": True}, True, "__Host-sim4seg-login-")],
 )
 def test_the_cookie_is_for_nobody_else(make_app, alice, sections, http, secure, name):
     client = Client(make_app({**sections, "http": sections["http"] | http}))
     first, *flags = form(client, "alice").headers["set-cookie"].split("; ")
-    assert first.startswith(f"{name}=")
+    assert first.startswith(name)
     assert set(flags) == {"Path=/", "Max-Age=36000", "HttpOnly", "SameSite=Strict"} | (
         {"Secure"} if secure else set()
     )
@@ -166,8 +166,7 @@ def test_a_changed_cookie_is_none_of_ours(tmp_path, alice, known):
     assert sessions.read(cookie).name == "alice"
     content, _, signature = cookie.rpartition(".")
     for changed in (f"{content}A.{signature}", f"{content}.{signature[:-1]}", "", ".", content, "é.é"):
-        with pytest.raises(Forged):
-            sessions.read(changed)
+        assert sessions.read(changed) is None
 
 
 def test_a_key_that_others_can_read_is_no_key(tmp_path):

@@ -51,6 +51,8 @@ def test_a_token_is_shown_once_and_kept_as_a_hash(command, client, tmp_path):
     assert "scanner" in listed
     assert "monitor,sender" in listed
     assert token[8:] not in listed
+    for role in Role:
+        assert command("token", f"for-{role}", "--role", role)[0] == 0
     command("remove", "scanner")
     assert client.get("/metrics", headers=bearer(token)).status_code == 401
 
