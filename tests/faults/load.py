@@ -26,12 +26,14 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     MaximumLengthNotification,
 )
+from pynetdicom.sop_class import Verification
 
 ROOT = "1.2.826.0.1.3680043.10.999"
 TIMEOUT_S = 60.0
 LARGE_EVERY = 8
 SMALL_BYTES, LARGE_BYTES = 2 << 10, 128 << 10
 A_ASSOCIATE_AC, P_DATA_TF = 2, 4
+Elements = tuple[tuple[int, bytes], ...]  # of a command: element of group 0000, value
 
 
 class Broken(Exception):
@@ -127,28 +129,35 @@ def part10(uid: str, data_set: bytes) -> bytes:
 class StoreConnection:
     """One association that stores CT images in Explicit VR Little Endian, one after the other."""
 
+    sop_class: str = CTImageStorage
+
     def __init__(self, port: int, called_ae: str, calling_ae: str, timeout_s: float = TIMEOUT_S) -> None:
         self._message_id = 0
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.sendall(_associate_request(called_ae, calling_ae))
+        self._socket.sendall(_associate_request(called_ae, calling_ae, self.sop_class))
         if self._read_pdu()[0] != A_ASSOCIATE_AC:
             self.close()
             raise Broken("no association")
 
     def store(self, uid: str, data_set: bytes) -> int:
         """Send one instance; returns the status of the answer."""
-        self._message_id = self._message_id % 65535 + 1
-        command = _store_request(uid, self._message_id)
-        self._socket.sendall(_p_data(command, 0x03) + _p_data(data_set, 0x02))
-        kind, body = self._read_pdu()
-        if kind != P_DATA_TF:
-            raise Broken("the association was aborted")
-        return _status_of(body[6:])
+        return self._ask(_store_request(uid, self._next_id()), _p_data(data_set, 0x02))
 
     def close(self) -> None:
         """Drop the connection without a word."""
         self._socket.close()
+
+    def _next_id(self) -> int:
+        self._message_id = self._message_id % 65535 + 1
+        return self._message_id
+
+    def _ask(self, command: bytes, data: bytes = b"") -> int:
+        self._socket.sendall(_p_data(command, 0x03) + data)
+        kind, body = self._read_pdu()
+        if kind != P_DATA_TF:
+            raise Broken("the association was aborted")
+        return _status_of(body[6:])
 
     def _read_pdu(self) -> tuple[int, bytes]:
         head = self._read(6)
@@ -164,7 +173,17 @@ class StoreConnection:
         return content
 
 
-def _associate_request(called_ae: str, calling_ae: str) -> bytes:
+class EchoConnection(StoreConnection):
+    """One association that asks whether the node is there."""
+
+    sop_class: str = Verification
+
+    def echo(self) -> int:
+        """C-ECHO; returns the status of the answer."""
+        return self._ask(_request(Verification, 0x0030, self._next_id(), 0x0101))
+
+
+def _associate_request(called_ae: str, calling_ae: str, sop_class: str) -> bytes:
     primitive = A_ASSOCIATE()
     primitive.application_context_name = "1.2.840.10008.3.1.1.1"
     primitive.calling_ae_title, primitive.called_ae_title = calling_ae, called_ae
@@ -172,7 +191,7 @@ def _associate_request(called_ae: str, calling_ae: str) -> bytes:
     length.maximum_length_received = 16382
     implementation.implementation_class_uid = ROOT
     primitive.user_information = [length, implementation]
-    context = build_context(CTImageStorage, ExplicitVRLittleEndian)
+    context = build_context(sop_class, ExplicitVRLittleEndian)
     context.context_id = 1
     primitive.presentation_context_definition_list = [context]
     request = A_ASSOCIATE_RQ()
@@ -182,18 +201,23 @@ def _associate_request(called_ae: str, calling_ae: str) -> bytes:
 
 def _store_request(uid: str, message_id: int) -> bytes:
     """Source: PS3.7 9.3.1.1, C-STORE-RQ."""
-    elements = b"".join(
-        _element(element, value)
-        for element, value in (
-            (0x0002, _padded(CTImageStorage)),
-            (0x0100, struct.pack("<H", 0x0001)),
-            (0x0110, struct.pack("<H", message_id)),
-            (0x0700, struct.pack("<H", 0x0000)),
-            (0x0800, struct.pack("<H", 0x0001)),
-            (0x1000, _padded(uid)),
-        )
+    more = ((0x0700, struct.pack("<H", 0x0000)), (0x1000, _padded(uid)))
+    return _request(CTImageStorage, 0x0001, message_id, 0x0001, more)
+
+
+def _request(
+    sop_class: str, field_value: int, message_id: int, data_set_type: int, more: Elements = ()
+) -> bytes:
+    """Source: PS3.7 9.3, the elements that all requests have, and `more`."""
+    elements = (
+        (0x0002, _padded(sop_class)),
+        (0x0100, struct.pack("<H", field_value)),
+        (0x0110, struct.pack("<H", message_id)),
+        (0x0800, struct.pack("<H", data_set_type)),
+        *more,
     )
-    return _element(0x0000, struct.pack("<I", len(elements))) + elements
+    encoded = b"".join(_element(element, value) for element, value in sorted(elements))
+    return _element(0x0000, struct.pack("<I", len(encoded))) + encoded
 
 
 def _element(element: int, value: bytes) -> bytes:
