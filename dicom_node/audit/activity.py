@@ -14,16 +14,18 @@ from dicom_node.audit.trail import Trail, host_name, spool_of, trail_of
 from dicom_node.settings import NodeSettings, load_settings
 from storage.errors import StorageError
 
-ALONE: Final = frozenset({"serve", "scp", "web", "sweep", "worker-run", "worker-deliver"})
-"""What may run without another process of ours above it; parts of these have other names."""
+WHOLE: Final = "serve"
+PARTS: Final = frozenset({"scp", "web", "sweep", "worker-run", "worker-deliver"})
+"""What may run without `serve` above it; what these start has other names."""
 OPERATIONS: Final = frozenset({"requeue", "redeliver", "rebuild-index"})
 WORK_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def runs_alone(settings: NodeSettings, process: str, parent: int | None) -> None:
-    """Tell that `process` begins, and at its end that it ends; nothing of what is only a part of one."""
+    """Tell that `process` begins, and at its end that it ends; nothing of what is a part of another one."""
     trail = trail_of(settings)
-    if parent is not None or process not in ALONE or trail.is_told_of:
+    is_alone = process == WHOLE or (process in PARTS and parent is None)
+    if not is_alone or trail.is_told_of:
         return
     trail.started(process, person())
     atexit.register(_tell_end, trail, process, os.getpid())

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from dicom_node.__main__ import main
+from dicom_node.audit import activity
 from dicom_node.audit.forward import waiting
 from dicom_node.audit.settings import AuditSettings
 from dicom_node.audit.trail import spool_of
@@ -120,6 +121,27 @@ def test_a_process_tells_its_begin_and_its_end_and_the_sweep_sends_them(tmp_path
     assert (began.kind, ended.kind) == ("Application Start", "Application Stop")
     assert repository.messages[0].endswith(began.message.encode())
     assert waiting(spool_of(settings)) == 1
+
+
+@pytest.mark.parametrize(
+    ("process", "parent", "is_told"),
+    [
+        ("serve", None, True),
+        ("serve", 1, True),
+        ("worker-run", None, True),
+        ("worker-run", 1, False),
+        ("scp-1", None, False),
+    ],
+)
+def test_parts_of_a_node_do_not_tell_that_they_begin(settings, monkeypatch, process, parent, is_told):
+    ends = []
+    monkeypatch.setattr("atexit.register", lambda function, *arguments: ends.append((function, arguments)))
+    for _ in range(2):  # the log is set up twice where a process answers alone
+        activity.runs_alone(settings, process, parent)
+    for function, arguments in ends:
+        function(*arguments)
+    kinds = [message.kind for message in told_in(settings)]
+    assert kinds == (["Application Start", "Application Stop"] if is_told else [])
 
 
 def test_what_a_person_commands_is_told(tmp_path, capsys):
