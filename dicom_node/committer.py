@@ -16,7 +16,7 @@ from storage.database import Database
 from storage.errors import DatabaseRefused, StorageError, StorageUnavailable
 from storage.files import FileStore
 from storage.index import IndexResult, InstanceRecord, index_instances
-from storage.journal import MAX_RECORDS, Record
+from storage.journal_format import MAX_RECORDS, Record
 from storage.part10 import IncomingFile
 from storage.rulings import write_rulings
 

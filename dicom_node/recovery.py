@@ -29,7 +29,7 @@ from storage.errors import DatabaseRefused, InstanceMissing, InstanceUnidentifie
 from storage.files import FileStore, StoredObject, open_files
 from storage.fsck import digest_of, unreferenced
 from storage.index import IndexResult, find_instance, index_instance, is_held
-from storage.journal import LeftBehind
+from storage.journal_recovery import LeftBehind
 from storage.part10 import StoredFile, is_address
 from storage.records import VALUE_ERRORS, InstanceRecord, Origin, record_from_dataset
 from storage.rulings import write_rulings

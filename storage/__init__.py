@@ -7,6 +7,7 @@ database    transactions, the database clock, migrations
 postgresql  connections that do not wait for ever
 durable     fsync, and directories that survive a power cut
 part10      DICOM Part 10 files, durable before anybody says yes
+journal     short files durable by one flush, before they and their rows are; its form, and recovery from it
 files       FileStore: where they are kept; the form on a disk
 s3          the form in a bucket
 text        what a database can hold of it, and names as they are compared

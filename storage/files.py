@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from storage.durable import disk_errors, fsync, fsync_directory, make_durable_directory
-from storage.journal import Journal, LeftBehind, held_paths, left_behind
+from storage.journal import Journal
+from storage.journal_recovery import LeftBehind, held_paths, left_behind
 from storage.part10 import (
     OBJECTS,
     IncomingFile,

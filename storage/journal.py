@@ -6,59 +6,40 @@ A record is one page that says what follows (JSON), then the Part 10 file in who
 their place on the disk and are written past the page cache, so a flush is data only: no folder, no inode.
 Files and rows are made at the same time, and not waited for. When a segment is full, or nothing came for a
 while, everything is synced in the background, and only then the segment counts as empty again. What a dead
-process left is made into files again by `left_behind`, before anything else looks at them.
+process left is made into files again by `journal_recovery`.
 
 Source: write-ahead logging with redo, after ARIES (Mohan et al., 1992), without undo.
 """
 
 import fcntl
-import json
-import mmap
 import os
 import queue
 import secrets
-import struct
 import threading
-import time
 import weakref
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Final
 
 from storage.durable import FileSystem, disk_errors, fdatasync, fsync_directory, make_durable_directory
 from storage.errors import NotDurable, StorageError
-from storage.part10 import StoredFile, keep_all, new_incoming, own_pages
+from storage.journal_format import (
+    JOURNAL,
+    JOURNAL_BYTES,
+    MAX_RECORDS,
+    PAGE,
+    SEGMENT_BYTES,
+    STARTS,
+    Record,
+    locked,
+    write_head,
+)
+from storage.part10 import own_pages
 
-JOURNAL: Final = "journal"
-SEGMENT_BYTES: Final = 16 << 20
-MAX_RECORDS: Final = 14  # of one batch: with the longest instances they fill a segment
 IDLE_S: Final = 1.0  # after so long without an instance, everything is synced
-_SEGMENTS: Final = 2
-_STARTS: Final = tuple(number * SEGMENT_BYTES for number in range(_SEGMENTS))
 _END: Final = -1
 _ROOM_LEFT: Final = 4  # times its size must be free for a journal to be made: small disks have better uses
-_PAGE: Final = mmap.PAGESIZE
-_HEAD: Final = struct.Struct("<8s16sII")  # what it is, which pass over the segment, bytes of JSON, their CRC
-_MAGIC: Final = b"DCMJRNL1"
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-
-
-class Record(NamedTuple):
-    """One instance for the journal."""
-
-    stored: StoredFile
-    note: dict[str, str]  # what recovery must know, and the file does not say: its origin
-    pages: memoryview  # the Part 10 file; page-aligned, whole pages
-
-
-class LeftBehind(NamedTuple):
-    """An instance from the journal of a process that died; its file is durable again."""
-
-    stored: StoredFile
-    note: dict[str, str]
-    written_at: int  # monotonic nanoseconds, alike in all processes of one boot
 
 
 class Journal:
@@ -73,10 +54,10 @@ class Journal:
         self._is_possible = True
         self._error: NotDurable | None = None
         self._segment, self._end, self._pass = 0, 0, b""
-        self._is_empty = [threading.Event() for _ in range(_SEGMENTS)]
+        self._is_empty = [threading.Event() for _ in STARTS]
         self._full: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._settler: threading.Thread | None = None
-        self._heads = own_pages(_PAGE * MAX_RECORDS)
+        self._heads = own_pages(PAGE * MAX_RECORDS)
 
     @contextmanager
     def batch(self, records: Sequence[Record]) -> Iterator[bool]:
@@ -96,7 +77,7 @@ class Journal:
             if self._open() and not self._end:
                 zeros = own_pages(1 << 20)
                 with disk_errors():
-                    for start in range(0, _SEGMENTS * SEGMENT_BYTES, len(zeros)):
+                    for start in range(0, JOURNAL_BYTES, len(zeros)):
                         os.pwrite(self._opened, zeros, start)
                     fdatasync(self._opened)
 
@@ -132,7 +113,7 @@ class Journal:
         return self._descriptor is not None
 
     def _make(self) -> None:
-        size = _SEGMENTS * SEGMENT_BYTES
+        size = JOURNAL_BYTES
         folder = make_durable_directory(str(self._root), JOURNAL)
         found = os.statvfs(folder)
         if found.f_bavail * found.f_frsize < _ROOM_LEFT * size:
@@ -140,8 +121,9 @@ class Journal:
         self._path = Path(folder) / f"{secrets.token_hex(8)}.journal"
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC
         folders = [self._root] if self._index is None else [self._root, self._index]
-        self._file_systems = [FileSystem(each) for each in folders]
-        with _locked(folder):
+        by_device = {folder.stat().st_dev: folder for folder in folders}  # mostly one: then it is synced once
+        self._file_systems = [FileSystem(folder) for folder in by_device.values()]
+        with locked(folder):
             descriptor = os.open(self._path, flags, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -164,18 +146,18 @@ class Journal:
         self._is_empty[segment].clear()
 
     def _append(self, records: Sequence[Record]) -> bool:
-        size = sum(_PAGE + len(record.pages) for record in records)
+        size = sum(PAGE + len(record.pages) for record in records)
         if size > SEGMENT_BYTES or len(records) > MAX_RECORDS:
             return False
         if self._end + size > SEGMENT_BYTES:
             self._change_segment()
         views: list[memoryview] = []
         for number, record in enumerate(records):
-            head = self._heads[number * _PAGE : (number + 1) * _PAGE]
-            self._describe(record, head)
+            head = self._heads[number * PAGE : (number + 1) * PAGE]
+            write_head(record, self._pass, head)
             views += [head, record.pages]
         try:
-            if os.pwritev(self._opened, views, self._segment * SEGMENT_BYTES + self._end) != size:
+            if os.pwritev(self._opened, views, STARTS[self._segment] + self._end) != size:
                 raise OSError
             fdatasync(self._opened)
         except (OSError, NotDurable) as error:
@@ -185,15 +167,9 @@ class Journal:
         self._have_settler()
         return True
 
-    def _describe(self, record: Record, head: memoryview) -> None:
-        told = {"stored": vars(record.stored), "note": record.note, "at": time.monotonic_ns()}
-        words = _encode(told).encode()
-        _HEAD.pack_into(head, 0, _MAGIC, self._pass, len(words), zlib.crc32(words))
-        head[_HEAD.size : _HEAD.size + len(words)] = words
-
     def _change_segment(self) -> None:
         """Go on in the other segment, as soon as it is empty."""
-        following = (self._segment + 1) % _SEGMENTS
+        following = (self._segment + 1) % len(STARTS)
         self._full.put(self._segment)
         self._have_settler()
         self._is_empty[following].wait()
@@ -249,112 +225,8 @@ class Journal:
             self._sync()
             with disk_errors():
                 # Not flushed: what is read once too often is in the index already.
-                os.pwrite(self._opened, own_pages(_PAGE), segment * SEGMENT_BYTES)
+                os.pwrite(self._opened, own_pages(PAGE), STARTS[segment])
         except StorageError as error:
             self._error = NotDurable("what the journal holds cannot be synced: check the disk")
             self._error.__cause__ = error
         self._is_empty[segment].set()
-
-
-@contextmanager
-def left_behind(root: Path) -> Iterator[list[LeftBehind]]:
-    """Make files again of what dead processes left in their journals; at the end the journals go.
-
-    Inside, the caller makes the rows durable. Journals of processes that live are not touched; who else
-    recovers meanwhile waits.
-    """
-    folder = root / JOURNAL
-    if not any(folder.glob("*.journal")):
-        yield []
-        return
-    with disk_errors(), _locked(str(folder)):
-        with _of_the_dead(folder) as journals:
-            file_system = FileSystem(root)
-            restored = [record for journal in journals for record in _restored(root, journal)]
-            file_system.sync()
-            yield sorted(restored, key=lambda record: record.written_at)
-            for journal in journals:
-                Path(journal.name).unlink()
-        fsync_directory(folder)
-
-
-@contextmanager
-def _of_the_dead(folder: Path) -> Iterator[list[BinaryIO]]:
-    """Hold the journals that nobody else holds."""
-    held: list[BinaryIO] = []
-    try:
-        for path in sorted(folder.glob("*.journal")):
-            journal: BinaryIO = path.open("rb")
-            try:
-                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held.append(journal)
-            except BlockingIOError:
-                journal.close()
-        yield held
-    finally:
-        for journal in held:
-            journal.close()
-
-
-def held_paths(root: Path) -> set[str]:
-    """Files whose records no journal has forgotten yet, of the living and the dead: deleted, they come back.
-
-    A file that is not among them does not come back, unless it is received again.
-    """
-    held: set[str] = set()
-    with disk_errors():
-        for path in (root / JOURNAL).glob("*.journal"):
-            with suppress(FileNotFoundError), path.open("rb") as journal:
-                held |= {told["stored"]["path"] for start in _STARTS for told in _heads(journal, start)}
-    return held
-
-
-def _restored(root: Path, journal: BinaryIO) -> Iterator[LeftBehind]:
-    for start in _STARTS:
-        for told in _heads(journal, start):
-            if not _restore(root, told, journal.read(told["stored"]["size_bytes"])):
-                break  # torn: it was never acknowledged, and nothing comes after it
-            yield LeftBehind(StoredFile(**told["stored"]), told["note"], told["at"])
-
-
-def _heads(journal: BinaryIO, start: int) -> Iterator[dict[str, Any]]:
-    """Give what the heads of one pass over a segment say; at each, `journal` stands at its content."""
-    position, current = start, None
-    while position + _PAGE <= start + SEGMENT_BYTES:
-        journal.seek(position)
-        head = journal.read(_PAGE)
-        if len(head) < _PAGE:
-            return
-        magic, which, length, crc = _HEAD.unpack_from(head)
-        words = head[_HEAD.size : _HEAD.size + length]
-        if magic != _MAGIC or which != (current or which) or zlib.crc32(words) != crc:
-            return
-        current, told = which, json.loads(words)
-        yield told
-        position += _PAGE + whole_pages(told["stored"]["size_bytes"])
-
-
-def _restore(root: Path, told: dict[str, Any], content: bytes) -> bool:
-    """Write the file anew: what lies under its name may be a part of it. False: the record is torn."""
-    with new_incoming(root) as incoming:
-        incoming.write(content)
-        is_whole = incoming.complete() == StoredFile(**told["stored"])
-        if is_whole:
-            keep_all(root, [incoming], is_journaled=True)
-    return is_whole
-
-
-@contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Making and taking journals is for one process at a time."""
-    descriptor = os.open(f"{folder}/lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def whole_pages(size: int) -> int:
-    """The bytes of the pages that `size` bytes fill."""
-    return -(-size // _PAGE) * _PAGE

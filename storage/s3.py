@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from storage.durable import disk_errors, make_durable_directory
 from storage.errors import InstanceMissing, NotDurable, StorageError, StorageFull, StorageUnavailable
 from storage.files import RULINGS, SET_ASIDE, StoredObject, ruling_name
-from storage.journal import LeftBehind
+from storage.journal_recovery import LeftBehind
 from storage.part10 import OBJECTS, IncomingFile, StoredFile, absolute
 
 _FETCHED = "fetched"

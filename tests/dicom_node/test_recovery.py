@@ -20,7 +20,8 @@ from storage.database import Database
 from storage.errors import IndexNotEmpty
 from storage.files import DiskFiles, FileStore, StoredObject
 from storage.index import find_instance, index_instance, quiet_studies
-from storage.journal import Journal, Record
+from storage.journal import Journal
+from storage.journal_format import Record
 from storage.part10 import StoredFile
 from storage.records import Origin, record_from_dataset
 from storage.retention import purge_study
