@@ -12,6 +12,7 @@ from dicom_node.dimse.calling import caller_of
 from dicom_node.dimse.scu import echo
 from dicom_node.errors import PeerError
 from dicom_node.settings import NodeSettings
+from dicom_node.web.login.way_in import findings as login_findings
 from inference.errors import InferenceError
 from inference.runtime import list_models
 from inference.runtime.installation import look
@@ -140,6 +141,7 @@ CHECKS: tuple[Check, ...] = (
     _prepared,
     _viewer,
     _destinations,
+    login_findings,
     audit_findings,
 )
 

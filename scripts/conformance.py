@@ -22,6 +22,9 @@ from dicom_node.forms.form import DEFAULT_FORMS, SOP_CLASSES
 from dicom_node.settings_network import DimseSettings, PeerSettings, TlsSettings
 from dicom_node.settings_web import HttpSettings, OidcSettings
 from dicom_node.web.app import dicom_web_routes
+from dicom_node.web.login import failures
+from dicom_node.web.login.jwt_login import ALGORITHMS
+from dicom_node.web.login.rights import RIGHTS, WEBSOCKET, Right
 from storage.search import INSTANCE_MATCHERS, SERIES_MATCHERS, STUDY_MATCHERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -109,6 +112,19 @@ only, on the same terms, and asks browsers for no certificate. No de-identificat
 signature is claimed.
 """
 
+WEB_USERS = """\
+By default the web server listens on this machine only and asks nobody who they are; at another address it
+does not start unless `http.login` is `required` (or `http.open_to_everyone` says that this is meant). With
+`http.login = "required"` every request carries one of: `Authorization: Bearer` with a token of this node
+(256 random bits) or of an OpenID provider (JWT: {algorithms}; issuer, audience, begin and end are checked,
+keys come by OpenID Connect Discovery); `Authorization: Basic` (RFC 7617) with a user's name and password;
+or the cookie of a session (HttpOnly, SameSite=Strict, by HTTPS Secure), which the page `/login` gives for
+name and password. Passwords and cookies are taken by HTTPS or on this machine only. Without, the answer is
+401 with WWW-Authenticate; without the role, 403; after {account} failures for an account or {address} from an
+address within {minutes} minutes, 429 with Retry-After. One of the named roles is enough; an operator has
+those of viewer and monitor too.
+"""
+
 AUDIT = """\
 Audit Trail Message Format Profile (PS3.15 A.5), while `audit.patient_ids` is true; by default Patient
 objects are left out and values of queries are withheld but for UIDs, level and modality. One message is
@@ -188,6 +204,7 @@ def _parts() -> Iterator[str]:
     yield "## 6 Character sets\n\n" + CHARACTER_SETS
     yield "## 7 Security\n\n" + _security()
     yield "### 7.1 Audit trail\n\n" + _audit()
+    yield "### 7.2 Who may use the web server\n\n" + _web_users()
     yield "## 8 Configuration\n\n" + _configuration()
 
 
@@ -320,6 +337,23 @@ def _route_rows(route: BaseRoute) -> Iterator[tuple[str, str, str]]:
 def _security() -> str:
     oldest = tls.OLDEST.name.replace("TLSv", "TLS ").replace("_", ".")
     return SECURITY.format(oldest=oldest, ciphers=", ".join(f"`{cipher}`" for cipher in tls.CIPHERS))
+
+
+def _web_users() -> str:
+    text = WEB_USERS.format(
+        algorithms=", ".join(ALGORITHMS),
+        account=failures.MOST_OF_ACCOUNT,
+        address=failures.MOST_OF_ADDRESS,
+        minutes=round(failures.WINDOW_S / 60),
+    )
+    rows = [(method, f"`{path}`", str(right)) for (method, path), right in _rights()]
+    return f"{text}\n| Method | Address | Role |\n|---|---|---|\n{_rows(rows)}"
+
+
+def _rights() -> Iterator[tuple[tuple[str, str], Right]]:
+    for key, right in RIGHTS.items():
+        method, path = key.split(" ", 1)
+        yield (method.replace(WEBSOCKET, "WebSocket"), path), right
 
 
 def _audit() -> str:

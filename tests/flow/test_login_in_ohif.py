@@ -47,6 +47,7 @@ class Site:
 
     url: str
     users: UsersFile
+    study: str
     link: str
 
 
@@ -80,7 +81,7 @@ def site(tmp_path: Path, database_url: str, database: Database) -> Iterator[Site
     link = (
         f"/viewer?StudyInstanceUIDs={seg.StudyInstanceUID}&initialSeriesInstanceUID={seg.SeriesInstanceUID}"
     )
-    yield Site(f"http://127.0.0.1:{port}", UsersFile(tmp_path), link)
+    yield Site(f"http://127.0.0.1:{port}", UsersFile(tmp_path), str(seg.StudyInstanceUID), link)
     server.should_exit = True
     thread.join(30)
     listening.close()
@@ -108,6 +109,11 @@ def test_a_person_logs_in_sees_the_overlay_and_goes(site: Site, page: Page) -> N
     assert page.evaluate(WORKER) == 200
     assert "sim4seg" not in page.evaluate("document.cookie"), "no script sees the session"
     assert answers.refused == []
+
+    # A link on a page of another site: the browser keeps the cookie back at first.
+    page.goto(f"data:text/html,<a href='{site.url}/ask?StudyInstanceUIDs={site.study}'>Ask</a>")
+    page.click("a")
+    page.wait_for_selector("#question")
 
     page.goto(f"{site.url}/login")
     assert page.request.get(f"{site.url}/dicom-web/studies").status == 200

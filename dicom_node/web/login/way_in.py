@@ -1,9 +1,11 @@
 """What is refused at the start rather than found out later: a log-in by which nobody could come in."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from dicom_node.readiness import Problem
 from dicom_node.settings import NodeSettings
+from dicom_node.settings_web import is_loopback
 from dicom_node.web.login.files import LoginUnusable
 from dicom_node.web.login.provider import fetcher
 from dicom_node.web.login.users import Users, UsersFile
@@ -33,6 +35,23 @@ def login_problems(settings: NodeSettings) -> list[Problem]:
     except LoginUnusable as error:
         return [Problem(LOGIN, str(error))]
     return []
+
+
+def findings(settings: NodeSettings) -> Iterator[tuple[bool, str]]:
+    """What `dicom-node doctor` says: whether it is well, and a sentence."""
+    http = settings.http
+    if http.login == "none":
+        whom = "whoever uses this machine" if is_loopback(http.host) else f"whoever reaches {http.host}"
+        yield True, f'http.login = "none": {whom} reads and changes everything'
+        return
+    try:
+        require_way_in(settings)
+        users = UsersFile(settings.home).now()
+    except LoginUnusable as error:
+        yield False, str(error)
+        return
+    provider = f", tokens of {settings.oidc.issuer}" if settings.oidc.issuer else ""
+    yield True, f"log-in required: {len(users.users)} users, {len(users.tokens)} tokens{provider}"
 
 
 def _passwords(settings: NodeSettings, users: Users) -> bool:

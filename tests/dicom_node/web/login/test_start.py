@@ -7,7 +7,7 @@ import pytest
 from dicom_node.__main__ import EXIT_UNUSABLE, main
 from dicom_node.settings import BadConfiguration, load_settings
 from dicom_node.settings_web import Role
-from dicom_node.web.login.way_in import require_way_in
+from dicom_node.web.login.way_in import findings, require_way_in
 from tests.dicom_node.web.conftest import Client
 from tests.dicom_node.web.login.conftest import PASSWORD, basic, bearer, cookie_of, form
 
@@ -69,8 +69,10 @@ def test_users_alone_are_nobody_where_no_password_is_taken(tmp_path, known):
     plain = load_settings(tmp_path, config(tmp_path, "[http]\nhost = '0.0.0.0'\nlogin = 'required'"))
     with pytest.raises(BadConfiguration, match="not taken over plain HTTP"):
         require_way_in(plain)
+    assert [is_well for is_well, _ in findings(plain)] == [False]
     known.add_token("pacs", [Role.SENDER])
     require_way_in(plain)
+    assert list(findings(plain)) == [(True, "log-in required: 1 users, 1 tokens")]
     known.path.chmod(0o644)
     with pytest.raises(BadConfiguration, match="chmod 600"):
         require_way_in(plain)
