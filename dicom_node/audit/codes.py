@@ -23,6 +23,7 @@ BEGIN_TRANSFERRING: Final = Code("110102", "DCM", "Begin Transferring DICOM Inst
 INSTANCES_ACCESSED: Final = Code("110103", "DCM", "DICOM Instances Accessed")
 INSTANCES_TRANSFERRED: Final = Code("110104", "DCM", "DICOM Instances Transferred")
 STUDY_DELETED: Final = Code("110105", "DCM", "DICOM Study Deleted")
+PATIENT_RECORD: Final = Code("110110", "DCM", "Patient Record")
 QUERY: Final = Code("110112", "DCM", "Query")
 SECURITY_ALERT: Final = Code("110113", "DCM", "Security Alert")
 USER_AUTHENTICATION: Final = Code("110114", "DCM", "User Authentication")

@@ -2,7 +2,7 @@
 
 Source: PS3.15 A.5.3.1 (Application Activity), .2 (Audit Log Used), .3 (Begin Transferring), .6 (Instances
 Accessed), .7 (Instances Transferred), .8 (Study Deleted), .10 (Query), .11 (Security Alert), .12 (User
-Authentication).
+Authentication), .14 (Patient Record).
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from dicom_node.audit import codes
 from dicom_node.audit.message import Event, Outcome, Participant, Subject
+from storage.index import IndexResult
 
 PERSON, SYSTEM_OBJECT = 1, 2
 PATIENT, REPORT, SECURITY_RESOURCE, QUERY = 1, 3, 13, 24  # PS3.15 A.5.1.2.2
@@ -42,15 +43,26 @@ class Taken(Protocol):
         """Its SOP class."""
 
 
+Counts = dict[str, dict[str, int]]  # by study, then by SOP class
+
+
 @dataclass
 class Tally:
-    """Instances by study and SOP class; counting one costs two look-ups."""
+    """Instances by study and SOP class; counting one costs a few look-ups."""
 
-    studies: dict[str, dict[str, int]] = field(default_factory=dict)
+    studies: Counts = field(default_factory=dict)
+    held: Counts = field(default_factory=dict)  # were here before, the same
+    corrected: Counts = field(default_factory=dict)  # were here before, of another patient
 
     def take(self, instance: Taken) -> None:
-        """Count one instance."""
-        classes = self.studies.setdefault(instance.study_instance_uid, {})
+        """Count one instance; what was received says what it was to the index."""
+        result = getattr(instance, "result", None)
+        counts = self.studies
+        if result is IndexResult.DUPLICATE:
+            counts = self.held
+        elif result is IndexResult.CORRECTED:
+            counts = self.corrected
+        classes = counts.setdefault(instance.study_instance_uid, {})
         classes[instance.sop_class_uid] = classes.get(instance.sop_class_uid, 0) + 1
 
 
@@ -88,7 +100,7 @@ class Transfer:
     sender: Node
     receiver: Node
     requestor: Node
-    is_received: bool = False  # by us, and new to us
+    action: str = "R"  # by us: C what was new here, R what was here, U what was changed
 
     def participants(self) -> tuple[Participant, ...]:
         """Sender, receiver, and a third who asked."""
@@ -113,18 +125,20 @@ def transferring(transfer: Transfer, study: StudyOf) -> Event:
 
 def transferred(transfer: Transfer, study: StudyOf) -> Event:
     """Instances of one study went over."""
-    action = "C" if transfer.is_received else "R"
-    return Event(codes.INSTANCES_TRANSFERRED, action, transfer.participants(), study.subjects())
+    return Event(codes.INSTANCES_TRANSFERRED, transfer.action, transfer.participants(), study.subjects())
 
 
 def not_transferred(transfer: Transfer, study: StudyOf | None, why: str) -> Event:
     """Some did not; what succeeded and what failed are two messages (PS3.15 A.5.2)."""
     subjects = () if study is None else study.subjects()  # nobody knows the study of what could not be read
-    action = "C" if transfer.is_received else "R"
-    participants = transfer.participants()
-    return Event(
-        codes.INSTANCES_TRANSFERRED, action, participants, subjects, Outcome.MINOR_FAILURE, description=why
-    )
+    code, failed = codes.INSTANCES_TRANSFERRED, Outcome.MINOR_FAILURE
+    return Event(code, transfer.action, transfer.participants(), subjects, failed, description=why)
+
+
+def patient_corrected(sender: Node, ours: Node, study: StudyOf) -> Event:
+    """A sender said that a study belongs to another patient."""
+    participants = sender.takes_part(is_requestor=True), ours.takes_part()
+    return Event(codes.PATIENT_RECORD, "U", participants, study.subjects())
 
 
 def accessed(reader: Node, ours: Node, study: StudyOf) -> Event:
@@ -207,6 +221,7 @@ SENT: Final = {
     codes.INSTANCES_ACCESSED: "WADO-RS and WADO-URI requests for less, metadata and pictures; the first of "
     "each study and address in `audit.access_again_s`",
     codes.STUDY_DELETED: "a study is removed by `retention`",
+    codes.PATIENT_RECORD: "known images come again with another patient (`identity.corrections_from`)",
     codes.QUERY: "C-FIND, QIDO-RS, search for workitems",
     codes.USER_AUTHENTICATION: "a log-in, or a token that is not believed",
     codes.SECURITY_ALERT: "an association is rejected by AE title, address or certificate, a TLS handshake "

@@ -19,7 +19,7 @@ from typing import Final
 
 from dicom_node import readiness
 from dicom_node.audit import codes, events
-from dicom_node.audit.events import Node, PatientOf, StudyOf, Tally, Transfer
+from dicom_node.audit.events import Counts, Node, PatientOf, StudyOf, Tally, Transfer
 from dicom_node.audit.message import Event, Source, Subject, encode
 from dicom_node.audit.patients import patients_of
 from dicom_node.audit.settings import AuditSettings
@@ -73,35 +73,34 @@ class Trail:
 
     def received(self, sender: Node, tally: Tally, refused: int = 0) -> None:
         """An association, or a request, that brought instances ended."""
-        transfer = Transfer(sender, self.ours, sender, is_received=True)
-        told = [events.transferred(transfer, study) for study in self._studies(tally)]
+        told = self._arrived(sender, sender, tally)
         if refused:
+            transfer = Transfer(sender, self.ours, sender, "C")
             told.append(events.not_transferred(transfer, None, f"{refused} instances were refused"))
         self._write(told)
 
     def fetched(self, sender: Node, tally: Tally) -> None:
         """What we asked a peer for has come on our own association."""
-        transfer = Transfer(sender, self.ours, self.ours, is_received=True)
-        self._write([events.transferred(transfer, study) for study in self._studies(tally)])
+        self._write(self._arrived(sender, self.ours, tally))
 
     def sending(self, receiver: Node, tally: Tally, requestor: Node | None = None) -> None:
         """A delivery or a retrieval begins."""
         transfer = Transfer(self.ours, receiver, requestor or self.ours)
-        self._write([events.transferring(transfer, study) for study in self._studies(tally)])
+        self._write([events.transferring(transfer, study) for study in self._studies(tally.studies)])
 
     def sent(
         self, receiver: Node, tally: Tally, failed: Tally | None = None, requestor: Node | None = None
     ) -> None:
         """It ended; `failed` is what did not arrive."""
         transfer = Transfer(self.ours, receiver, requestor or self.ours)
-        went = [events.transferred(transfer, study) for study in self._studies(tally)]
-        why, lost = "the receiver did not take them", self._studies(failed or Tally())
+        went = [events.transferred(transfer, study) for study in self._studies(tally.studies)]
+        why, lost = "the receiver did not take them", self._studies((failed or Tally()).studies)
         self._write(went + [events.not_transferred(transfer, study, why) for study in lost])
 
     def accessed(self, reader: Node, study_instance_uid: str) -> None:
         """Somebody looked at a study; told again after `audit.access_again_s`."""
         if self._audit.enabled and self._reads.ask(f"{reader.address} {study_instance_uid}") is not None:
-            (study,) = self._studies(Tally({study_instance_uid: {}}))
+            (study,) = self._studies({study_instance_uid: {}})
             self._write([events.accessed(reader, self.ours, study)])
 
     def deleted(self, study_instance_uid: str, process: str, patients: dict[str, PatientOf]) -> None:
@@ -133,9 +132,17 @@ class Trail:
         """A person read the trail."""
         self._write([events.log_used(self.ours, user, self._spool.folder.as_uri())])
 
-    def _studies(self, tally: Tally) -> list[StudyOf]:
-        patients = patients_of(self._settings, tally.studies) if self._audit.patient_ids else {}
-        return [StudyOf(uid, classes, patients.get(uid)) for uid, classes in tally.studies.items()]
+    def _arrived(self, sender: Node, requestor: Node, tally: Tally) -> list[Event]:
+        told: list[Event] = []
+        for action, counts in (("C", tally.studies), ("R", tally.held), ("U", tally.corrected)):
+            transfer = Transfer(sender, self.ours, requestor, action)
+            told += [events.transferred(transfer, study) for study in self._studies(counts)]
+        corrected = self._studies(tally.corrected)
+        return told + [events.patient_corrected(sender, self.ours, study) for study in corrected]
+
+    def _studies(self, counts: Counts) -> list[StudyOf]:
+        patients = patients_of(self._settings, counts) if counts else {}
+        return [StudyOf(uid, classes, patients.get(uid)) for uid, classes in counts.items()]
 
     def _write(self, told: Sequence[Event]) -> None:
         if not self._audit.enabled or not told:

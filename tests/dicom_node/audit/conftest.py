@@ -29,6 +29,10 @@ class Told:
         return self.root.find("EventIdentification/EventTypeCode").get("originalText")
 
     @property
+    def action(self):
+        return self.root.find("EventIdentification").get("EventActionCode")
+
+    @property
     def outcome(self):
         return self.root.find("EventIdentification").get("EventOutcomeIndicator")
 

@@ -77,6 +77,7 @@ EVENTS = {
     "110103": ("CRUD", [], [STUDY]),
     "110104": ("CRU", [SOURCE, DESTINATION], []),  # a failure may know no study
     "110105": ("D", [], [STUDY]),
+    "110110": ("CRUD", [], []),
     "110112": ("E", [SOURCE, DESTINATION], []),
     "110113": ("E", [], []),
     "110114": ("E", [], []),

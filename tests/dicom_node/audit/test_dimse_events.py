@@ -11,6 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node.dimse.query_model import STUDY_ROOT
 from dicom_node.dimse.retrieve_scu import get_study
 from dicom_node.dimse.scu import Sending, send_instances
+from dicom_node.services import open_receiver
 from dicom_node.settings_network import TlsSettings
 from tests.certificates import Authority
 from tests.dicom_node.audit.conftest import told_in
@@ -45,8 +46,9 @@ def node(settings_of, database, files_root, free_port):
 
     def start(**sections):
         dimse = {"port": free_port(), "others_may": EVERYTHING, **sections.pop("dimse", {})}
-        settings = settings_of(dimse=dimse, **sections)
-        nodes.append(Node(settings, make_receiver(database, files_root), database))
+        limits = {"min_free_mb": 0, "low_free_mb": 0}
+        settings = settings_of(dimse=dimse, limits=limits, **sections)
+        nodes.append(Node(settings, open_receiver(settings, database), database))
         return nodes[-1]
 
     yield start
@@ -99,6 +101,32 @@ def test_what_was_refused_is_told_as_a_failure(node, tmp_path):
     stored, failed = told(running, 2)
     assert (stored.outcome, failed.outcome) == ("0", "4")
     assert failed.why == "1 instances were refused"
+
+
+def test_what_was_here_before_is_told_as_that(node, tmp_path):
+    running = node()
+    first, second = study_of(2)
+    assert store(running, tmp_path, first) == [0]
+    told(running, 1)
+    assert store(running, tmp_path, first, second) == [0, 0]
+    new, more, again = told(running, 3)
+    assert [(each.action, each.counts) for each in (new, more, again)] == [
+        ("C", {CT: 1}), ("C", {CT: 1}), ("R", {CT: 1}),
+    ]  # fmt: skip
+
+
+def test_a_corrected_patient_is_told(node, tmp_path):
+    running = node(identity={"corrections_from": ["SCANNER"]}, audit={"patient_ids": True})
+    (image,) = study_of(1, PatientID="P-1")
+    assert store(running, tmp_path, image) == [0]
+    told(running, 1)
+    image.PatientID = "P-2"
+    assert store(running, tmp_path, image) == [0]
+    _, changed, record = told(running, 3)
+    assert (changed.event, changed.action) == ("DICOM Instances Transferred", "U")
+    assert (record.event, record.action) == ("Patient Record", "U")
+    assert record.objects == [str(image.StudyInstanceUID), "P-2"]
+    assert record.who[0] == ("SCANNER", "127.0.0.1", True)
 
 
 def test_a_patient_is_named_only_where_that_is_set(node, tmp_path):

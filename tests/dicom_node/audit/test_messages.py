@@ -11,7 +11,7 @@ from tests.dicom_node.audit.schema import complaints
 OURS, PEER = Node("SIM4SEG", "node"), Node("SCANNER", "10.0.0.7")
 AT = "2026-01-31T12:00:00.000+00:00"
 STUDY = StudyOf("1.2.3", {"1.2.840.10008.5.1.4.1.1.2": 3}, PatientOf("MRN-1", "Müller^Ännchen"))
-TRANSFER = Transfer(PEER, OURS, PEER, is_received=True)
+TRANSFER = Transfer(PEER, OURS, PEER, "C")
 EVENTS = [
     events.application(OURS, "serve", "root", is_start=True),
     events.application(OURS, "serve", "root", is_start=False),
@@ -19,6 +19,7 @@ EVENTS = [
     events.transferred(TRANSFER, STUDY),
     events.transferred(Transfer(OURS, PEER, Node("WARD", "10.0.0.8")), STUDY),
     events.not_transferred(TRANSFER, None, "3 instances were refused"),
+    events.patient_corrected(PEER, OURS, STUDY),
     events.accessed(PEER, OURS, STUDY),
     events.deleted(OURS, "retention", STUDY),
     events.queried(PEER, OURS, events.c_find("1.2.840.10008.5.1.4.1.2.2.1", b"\0\xff", "1.2.840.10008.1.2")),
