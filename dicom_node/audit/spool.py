@@ -6,8 +6,8 @@
     cursor               how far the trail has been sent (forward.py)
 
 A record is in the kernel's hands when `append` returns: kill -9 loses none. The keeper flushes to the disk
-every second, so that no caller waits for a disk; a power cut may cost the last second. What was written and
-is not there any more is a gap in the numbers, which `dicom-node audit verify` names.
+every second, so that no caller waits for a disk; a power cut may cost the last second. The head is not
+flushed: records behind it are taken in.
 """
 
 import fcntl
@@ -177,9 +177,10 @@ class Spool:
         """Where to go on: behind the head, and behind what a killed writer wrote without saying so."""
         head = Mark.decode(os.pread(lock, MARK_BYTES + 1, 0)) or self._found_head()
         head = self._adopted(head)
-        following = Mark(head.number + 1, 0, head.number, head.digest)
-        if following.first != head.first and self._size_of(following):
-            return self._adopted(following)  # a writer was killed right after it began the next file
+        while self._size_of(following := Mark(head.number + 1, 0, head.number, head.digest)):
+            if following.first == head.first:
+                break
+            head = self._adopted(following)  # a writer was killed, or the power cut, behind the next file
         return head
 
     def _size_of(self, mark: Mark) -> int:
