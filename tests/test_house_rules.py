@@ -68,7 +68,7 @@ GOOD_SAMPLES = [
     (rules.narrow_excepts, "dicom_node/tasks.py", SWALLOWED),
     (rules.narrow_excepts, "storage/jobs.py", SWALLOWED.replace("pass", "close()\n    raise")),
     (rules.named_rooms, "dicom_node/database.py", ""),
-    (rules.no_prints, "dicom_node/__main__.py", "print('here')\n"),
+    (rules.no_prints, "dicom_node/commands/work.py", "print('here')\n"),
     (rules.introduces_itself, "storage/jobs.py", '"""Job state machine."""\n'),
 ]
 

@@ -22,9 +22,9 @@ BOUNDARIES = {
 
 # Where a person reads what a command prints.
 PRINTING = (
-    "dicom_node/__main__.py",
     "dicom_node/audit/commands.py",
     "dicom_node/bench/pipeline.py",
+    "dicom_node/commands/",
     "dicom_node/demo.py",
     "dicom_node/doctor.py",
     "dicom_node/web/login/commands.py",
