@@ -69,18 +69,24 @@ class Provider:
         ProviderUnreachable
             If nothing is known of its keys, or not for too long.
         """
-        if self._age_s() < KEEP_S and (found := self._find(key_id)) is not None:
-            return found
-        with self._lock:
-            found = self._find(key_id)
-            if found is None or self._age_s() >= KEEP_S:
-                self._refresh()
-                found = self._find(key_id)
+        found = self._find(key_id)
+        if found is None or self._age_s() >= KEEP_S:
+            found = self._find_anew(key_id, is_urgent=found is None)
         if self._age_s() >= KEEP_WITHOUT_PROVIDER_S:
             raise ProviderUnreachable("the OpenID provider does not give its keys; try again later")
         if found is None:
             raise UnknownKey
         return found
+
+    def _find_anew(self, key_id: str | None, *, is_urgent: bool) -> PublicKey | None:
+        """Ask the provider, unless another thread does; who has a key meanwhile does not wait for that."""
+        if self._lock.acquire(blocking=is_urgent):
+            try:
+                if self._find(key_id) is None or self._age_s() >= KEEP_S:
+                    self._refresh()
+            finally:
+                self._lock.release()
+        return self._find(key_id)
 
     def _find(self, key_id: str | None) -> PublicKey | None:
         if key_id is None:

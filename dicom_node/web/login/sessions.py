@@ -9,6 +9,7 @@ import json
 import secrets
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,6 +24,7 @@ from dicom_node.web.login.files import (
 )
 from dicom_node.web.login.users import User
 
+KEY_FILE: Final = "session.key"
 KEY_BYTES: Final = 32
 HOUR_S: Final = 3600
 MAX_COOKIE_CHARACTERS: Final = 1024
@@ -97,9 +99,15 @@ class Sessions:
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()
 
 
+def require_private_key(home: Path) -> None:
+    """Raise LoginUnusable if the key is there, and others can use it."""
+    with suppress(FileNotFoundError):
+        read_private(folder_of(home) / KEY_FILE)
+
+
 def _key_in(folder: Path) -> bytes:
     """The key of this home, made at the first start."""
-    path = folder / "session.key"
+    path = folder / KEY_FILE
     with changing(folder):
         try:
             key = read_private(path)

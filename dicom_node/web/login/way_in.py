@@ -8,6 +8,7 @@ from dicom_node.settings import NodeSettings
 from dicom_node.settings_web import is_loopback
 from dicom_node.web.login.files import LoginUnusable
 from dicom_node.web.login.provider import fetcher
+from dicom_node.web.login.sessions import require_private_key
 from dicom_node.web.login.users import Users, UsersFile
 
 LOGIN: Final = "login"  # the reason of /health/ready
@@ -19,6 +20,7 @@ def require_way_in(settings: NodeSettings) -> None:
         return
     if settings.oidc.issuer is not None:
         fetcher(settings.oidc)  # reads oidc.trusted
+    require_private_key(settings.home)
     _require_somebody(settings)
 
 

@@ -8,6 +8,7 @@ from dicom_node.audit.trail import spool_of
 from dicom_node.settings_web import Role
 from dicom_node.web.login.doorkeeper import _place
 from dicom_node.web.login.failures import MOST_OF_ACCOUNT, MOST_OF_ADDRESS, WINDOW_S, Failures
+from dicom_node.web.login.passwords import Cost
 from tests.dicom_node.web.login.conftest import PASSWORD, basic, bearer, form
 
 STUDIES = "/dicom-web/studies"
@@ -107,6 +108,14 @@ def test_processes_count_together(clock):
     os.waitpid(child, 0)
     assert table.count("address 10.0.0.1") == 3
     table.close()
+
+
+def test_the_runbook_has_the_numbers(repository):
+    words = f"After {MOST_OF_ACCOUNT} for an account or {MOST_OF_ADDRESS} from an address within 15 minutes"
+    text = (repository / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert words in text
+    assert WINDOW_S == 15 * 60
+    assert f"scrypt (n {Cost().n}, r {Cost().r}, p {Cost().p})" in text
 
 
 def test_who_has_a_network_has_one_address():

@@ -73,9 +73,12 @@ def test_users_alone_are_nobody_where_no_password_is_taken(tmp_path, known):
     known.add_token("pacs", [Role.SENDER])
     require_way_in(plain)
     assert list(findings(plain)) == [(True, "log-in required: 1 users, 1 tokens")]
-    known.path.chmod(0o644)
-    with pytest.raises(BadConfiguration, match="chmod 600"):
-        require_way_in(plain)
+    for path in (known.path, tmp_path / "login" / "session.key"):
+        path.touch()
+        path.chmod(0o644)
+        with pytest.raises(BadConfiguration, match="chmod 600"):
+            require_way_in(plain)
+        path.chmod(0o600)
 
 
 def test_over_plain_http_no_password_and_no_cookie_is_taken(make_app, known, sections):
