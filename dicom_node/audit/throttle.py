@@ -18,10 +18,22 @@ class _Seen:
 
 
 class Throttle:
-    """At most `most` events of a name in `window_s`; may be shared by threads."""
+    """At most `most` events of a name in `window_s`; may be shared by threads.
 
-    def __init__(self, most: int, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    Where there are more names than are told apart, those that are new share one count (`shares`: for what an
+    attacker could invent), or are told each time.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        window_s: float,
+        *,
+        shares: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._most = most
+        self._shares = shares
         self._window_s = window_s
         self._clock = clock
         self._lock = threading.Lock()
@@ -45,7 +57,7 @@ class Throttle:
         if name not in self._seen and len(self._seen) >= MOST_ADDRESSES:
             self._forget_old(now)
         if name not in self._seen and len(self._seen) >= MOST_ADDRESSES:
-            name = OTHERS
+            return self._seen.setdefault(OTHERS, _Seen(now)) if self._shares else _Seen(now)
         return self._seen.setdefault(name, _Seen(now))
 
     def _forget_old(self, now: float) -> None:

@@ -49,8 +49,8 @@ class Trail:
         self._waiting = deque[str]()
         self._lost = 0
         self.is_told_of = False  # that this process runs
-        self._alerts = Throttle(ALERTS, ALERT_WINDOW_S)
-        self._reads = Throttle(1, self._audit.access_again_s)
+        self._alerts = Throttle(ALERTS, ALERT_WINDOW_S, shares=True)
+        self._reads = Throttle(1, self._audit.access_again_s, shares=False)
 
     @property
     def ours(self) -> Node:
@@ -99,7 +99,8 @@ class Trail:
 
     def accessed(self, reader: Node, study_instance_uid: str) -> None:
         """Somebody looked at a study; told again after `audit.access_again_s`."""
-        if self._audit.enabled and self._reads.ask(f"{reader.address} {study_instance_uid}") is not None:
+        who = f"{reader.user} {reader.address} {study_instance_uid}"
+        if self._audit.enabled and self._reads.ask(who) is not None:
             (study,) = self._studies({study_instance_uid: {}})
             self._write([events.accessed(reader, self.ours, study)])
 
@@ -172,7 +173,8 @@ class Trail:
             self._waiting.popleft()
             self._lost += 1
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        logger.error("the audit trail cannot be written", extra={"reason": reason, "count": self._lost})
+        if not readiness.is_reported(self._settings.home, AUDIT):  # once, not for every record
+            logger.error("the audit trail cannot be written", extra={"reason": reason})
         _tell(self._settings.home, f"the audit trail cannot be written ({reason}): make room at audit.folder")
 
 
