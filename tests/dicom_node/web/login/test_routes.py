@@ -127,6 +127,12 @@ def test_bad_credentials_open_nothing_and_are_told_why(app, provider, kind, fail
         assert token not in answers[key].text
 
 
+def test_nobody_is_asked_for_a_key_that_would_not_be_believed(app, provider):
+    for token in (none_signed(provider), with_public_key_as_secret(provider)):
+        statuses(app, ["GET /metrics"], lambda _key, token=token: bearer(token))
+    assert provider.asked == []
+
+
 @pytest.mark.parametrize("key_name", ["rsa", "curve"])
 def test_each_role_that_a_row_names_opens_its_route(app, provider, key_name):
     signing = getattr(provider, key_name)

@@ -71,7 +71,15 @@ def test_the_cookie_is_for_nobody_else(make_app, alice, sections, http, secure, 
 
 @pytest.mark.parametrize(
     "target",
-    ["//evil.example/", "https://evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\r\nb", ""],
+    [
+        "//evil.example/",
+        "///evil.example/",
+        "https://evil.example/",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "/a\r\nb",
+        "",
+    ],
 )
 def test_the_page_leads_nowhere_else(client, alice, target):
     assert form(client, "alice", target=target).headers["location"] == "/"
