@@ -21,6 +21,8 @@ from typing import Final
 from dicom_node.bench.orthanc import PeerMissing, free_port, loopback_environment, running_orthanc
 
 MAX_PDU: Final = 131072
+NODE_AE: Final = "SIM4SEG"
+PEER_AE: Final = "BENCH"
 START_S: Final = 120.0
 RECEIVING_PROCESSES: Final = 2  # that a node has at most, unless told otherwise
 ECHOES: Final = 5  # on each association, so that they are open at the same time
@@ -123,11 +125,11 @@ def _running_node(folder: Path, template: Path, *, is_durable: bool, command: st
     if not is_durable:
         environment["LD_PRELOAD"] = str(_shim(folder, NO_FSYNC_NAME, NO_FSYNC))
     arguments = [sys.executable, "-m", "dicom_node", command, "--home", str(home)]
-    answers = partial(_echoes, port) if command == "scp" else partial(_lives, http_port)
+    answers = partial(_echoes, port, NODE_AE) if command == "scp" else partial(_lives, http_port)
     with _process(folder, arguments, environment, answers) as pid:
         if is_durable is _is_shimmed(pid):
             raise PeerMissing("the C library without fsync is not where it should be: no comparison")
-        yield Running(port, "SIM4SEG", pid, http_port)
+        yield Running(port, NODE_AE, pid, http_port)
 
 
 @contextmanager
@@ -135,8 +137,8 @@ def _running_storescp(folder: Path) -> Iterator[Running]:
     files, port = folder / "received", free_port()
     files.mkdir(parents=True)
     arguments = [_program("storescp"), "--max-pdu", str(MAX_PDU), "-od", str(files), str(port)]
-    with _process(folder, arguments, loopback_environment(folder), partial(_echoes, port)) as pid:
-        yield Running(port, "BENCH", pid)
+    with _process(folder, arguments, loopback_environment(folder), partial(_echoes, port, PEER_AE)) as pid:
+        yield Running(port, PEER_AE, pid)
 
 
 @contextmanager
@@ -144,8 +146,8 @@ def _running_pynetdicom(folder: Path) -> Iterator[Running]:
     files, port = folder / "received", free_port()
     files.mkdir(parents=True)
     arguments = [sys.executable, "-c", MINIMAL_SCP, str(files), str(port)]
-    with _process(folder, arguments, dict(os.environ), partial(_echoes, port)) as pid:
-        yield Running(port, "BENCH", pid)
+    with _process(folder, arguments, dict(os.environ), partial(_echoes, port, PEER_AE)) as pid:
+        yield Running(port, PEER_AE, pid)
 
 
 @contextmanager
@@ -177,9 +179,9 @@ def _process(
             process.wait()
 
 
-def _echoes(port: int) -> bool:
+def _echoes(port: int, ae_title: str) -> bool:
     """Whether C-ECHO is answered, on as many associations at once as a node has processes."""
-    command = [_program("echoscu"), "--repeat", str(ECHOES), "127.0.0.1", str(port)]
+    command = [_program("echoscu"), "-aec", ae_title, "--repeat", str(ECHOES), "127.0.0.1", str(port)]
     environment = {**os.environ, "TCP_NODELAY": "1"}
     asking = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
