@@ -289,14 +289,18 @@ def run_kills(folder: Path, kills: int, seed: int) -> KillFigures:
 
 
 def _kill(node: KilledNode, sender: Sender, figures: KillFigures, kills: int, chosen: random.Random) -> None:
-    done = 0
+    done, is_waiting = 0, False
     while done < kills:
         only = _whom(done)
         time.sleep(LOOK_S if only == MODEL else chosen.uniform(*PAUSE_S))
         node.start()
         killed = node.kill_one(chosen, only=only)
         if killed is None:
+            if only == MODEL and not is_waiting:
+                sender.want_another()  # all work may be done, and then no model is ever started
+            is_waiting = True
             continue
+        is_waiting = False
         figures.kills[killed] += 1
         if done % STUDY_EVERY == 0:
             sender.want_another()
