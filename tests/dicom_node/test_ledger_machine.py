@@ -350,7 +350,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def claim(self) -> ClaimedJob | None:
         with self.database.transaction() as tx:
-            return claim_next_job(tx, "worker", 3600.0, 100_000)
+            return claim_next_job(tx, "worker", 1800.0, 100_000)
 
     def expire(self, job: ClaimedJob) -> None:
         with self.database.transaction() as tx:
@@ -362,21 +362,17 @@ class LedgerMachine(RuleBasedStateMachine):
             inputs = inputs_of(instances_of_series(tx, job.series_instance_uid))
             predecessors = current_results(tx, job)
             earlier = same_result(tx, job, inputs, "1")
-        if not inputs.sop_instance_uids:
-            with self.database.transaction() as tx:
-                remember_inputs(tx, job, inputs)
-                complete_job(tx, job.job_id, job.fence, "NO FINDING", {}, model_version="1")
-            return
+        outcome = "RESULT" if inputs.sop_instance_uids else "NO FINDING"  # every image may be rejected
         try:
             with self.database.transaction() as tx:
-                if earlier is None:
+                if earlier is None and inputs.sop_instance_uids:
                     words = [inputs.key, *(each.sop_instance_uid for each in predecessors)]
                     report = own_report(job, hashlib.sha256(" ".join(words).encode()).hexdigest())
                     stored = self.receiver.receive_own_results(tx, [report], job.job_id)
                     supersede(tx, job, inputs, predecessors, stored)
                 else:
                     remember_inputs(tx, job, inputs)
-                complete_job(tx, job.job_id, job.fence, "RESULT", {}, model_version="1")
+                complete_job(tx, job.job_id, job.fence, outcome, {}, model_version="1")
                 if is_killed:
                     raise Killed
         except Killed:
