@@ -72,14 +72,28 @@ class Journal:
             yield self._open() and self._append(records)
 
     def prepare(self) -> None:
-        """Open the journal and write it once all over: blocks that were written before are flushed faster."""
+        """Open the journal and write it once all over: blocks that were written before are flushed faster.
+
+        Raises
+        ------
+        NotDurable
+            If the disk did not take it; nothing is written to this journal any more.
+        """
         with self._turn:
-            if self._open() and not self._end:
-                zeros = own_pages(1 << 20)
-                with disk_errors():
-                    for start in range(0, JOURNAL_BYTES, len(zeros)):
-                        os.pwrite(self._opened, zeros, start)
-                    fdatasync(self._opened)
+            if not self._open() or self._end:
+                return
+            try:
+                self._write_zeros()
+            except StorageError as error:  # a flush that failed once may say yes the next time, and lie
+                self._error = NotDurable("the journal cannot be written: stop the node and check the disk")
+                raise self._error from error
+
+    def _write_zeros(self) -> None:
+        zeros = own_pages(1 << 20)
+        with disk_errors():
+            for start in range(0, JOURNAL_BYTES, len(zeros)):
+                os.pwrite(self._opened, zeros, start)
+            fdatasync(self._opened)
 
     def close(self) -> None:
         """Sync everything and remove the journal; what cannot be synced stays for recovery."""
