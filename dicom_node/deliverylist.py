@@ -12,11 +12,11 @@ MAX_DELIVERIES = 10_000
 WIDTHS = (34, 11, 17, 18, 7, 0)
 
 
-def list_deliveries(database: Database, *, is_failed: bool = False) -> list[dict[str, Any]]:
+def plain_deliveries(database: Database, *, is_failed: bool = False) -> list[dict[str, Any]]:
     """Every delivery, newest first; with `is_failed`, the dead letters only. No patient attribute."""
     state = DeliveryState.FAILED if is_failed else None
     with database.reading() as tx:
-        rows = worklist.list_deliveries(tx, state=state, limit=MAX_DELIVERIES)
+        rows = worklist.newest_deliveries(tx, state=state, limit=MAX_DELIVERIES)
     return [{column.key: getattr(row, column.key) for column in Delivery.__table__.columns} for row in rows]
 
 

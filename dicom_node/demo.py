@@ -24,7 +24,7 @@ from dicom_node.demo_pacs import AE_TITLE as PACS_AE_TITLE
 from dicom_node.demo_pacs import Arrival, DemoPacs, open_pacs
 from dicom_node.demo_studies import DemoStudy, group, studies_at
 from dicom_node.dimse.scu import send_instances
-from dicom_node.joblist import list_jobs
+from dicom_node.joblist import plain_jobs
 from dicom_node.make_dicom import BadImage
 from dicom_node.samples import SampleStudy, write_samples
 from dicom_node.settings import NodeSettings, load_settings
@@ -291,7 +291,7 @@ def _look(progress: Progress, pacs: DemoPacs, database: Database) -> None:
             (series.series_instance_uid for series in series_of_study(tx, uid) if series.modality == "SEG"),
             None,
         )
-    progress.jobs = [job for job in list_jobs(database) if job["study_instance_uid"] == uid]
+    progress.jobs = [job for job in plain_jobs(database) if job["study_instance_uid"] == uid]
     progress.arrivals = {
         sop_uid: arrival for sop_uid in progress.expected if (arrival := pacs.arrival(sop_uid)) is not None
     }

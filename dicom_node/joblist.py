@@ -23,10 +23,10 @@ class Asked:
     refused: list[str]
 
 
-def list_jobs(database: Database, *, is_failed_only: bool = False) -> list[dict[str, Any]]:
+def plain_jobs(database: Database, *, is_failed_only: bool = False) -> list[dict[str, Any]]:
     """Every job, or only the dead letters, newest first, without a patient attribute."""
     with database.reading() as tx:
-        rows = worklist.list_jobs(tx, limit=MAX_JOBS)
+        rows = worklist.newest_jobs(tx, limit=MAX_JOBS)
         failed = set(failed_jobs(tx)) if is_failed_only else set()
         return [_values(row) for row in rows if not is_failed_only or row.job_id in failed]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inference.contract import Diagnosis, Image, Prediction, Predictor, Prompt
 from inference.errors import InferenceError
 from inference.runtime import open_predictor
-from inference.runtime.gathering import URGENCY, Urgency
+from inference.runtime.call_queue import URGENCY, Urgency
 from inference.settings import InferenceSettings
 
 Plain = dict[str, Any]

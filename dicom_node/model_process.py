@@ -19,7 +19,7 @@ from dicom_node.plausible import CODE, require_plausible
 from inference import errors
 from inference.contract import Image, Prediction, Prompt
 from inference.errors import InferenceError, OutputInvalid
-from inference.runtime.gathering import Gathering, Urgency
+from inference.runtime.call_queue import CallQueue, Urgency
 from inference.settings import InferenceSettings
 
 PRELOAD: Final = ("dicom_node.model_child",)
@@ -54,7 +54,7 @@ class ModelProcess:
         self._child: LimitedChild | None = None
         self._opening = threading.RLock()
         self._in_flight: tuple[_Asked, ...] = ()
-        self._gathering = Gathering[_Asked, Any](self._run, most=at_once)
+        self._calls = CallQueue[_Asked, Any](self._run, most=at_once)
         self.name = self.version = self.digest = ""
 
     def open(self) -> bool:
@@ -95,7 +95,7 @@ class ModelProcess:
 
     def ask(self, asked: _Asked, urgency: Urgency) -> Any:
         """What the child answers, when it is its turn; raises ModelStopped, InferenceError."""
-        return self._gathering.ask(asked, urgency)
+        return self._calls.ask(asked, urgency)
 
     def interrupt(self, attempt: "ModelAttempt | None" = None) -> None:
         """End the process if it works for `attempt`, or anyhow; from another thread than those that wait."""

@@ -1,4 +1,4 @@
-"""Jobs, deliveries and conflicts as an operator lists them: newest first, with every attempt."""
+"""Jobs and deliveries as an operator lists them: newest first, or those that wait for a person."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from sqlalchemy import or_, select
 from storage.database import Transaction
 from storage.deliveries import DeliveryState
 from storage.jobs import JobState
-from storage.tables import Conflict, Delivery, DeliveryAttempt, Job, JobAttempt
+from storage.tables import Delivery, Job
 
 
-def list_jobs(
+def newest_jobs(
     tx: Transaction,
     *,
     state: JobState | None = None,
@@ -27,13 +27,7 @@ def list_jobs(
     return tx.scalars(statement.execution_options(populate_existing=True)).all()
 
 
-def attempts_of_job(tx: Transaction, job_id: str) -> Sequence[JobAttempt]:
-    """Return every try at the job, the first one first."""
-    statement = select(JobAttempt).where(JobAttempt.job_id == job_id).order_by(JobAttempt.attempt)
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def list_deliveries(
+def newest_deliveries(
     tx: Transaction,
     *,
     state: DeliveryState | None = None,
@@ -61,17 +55,4 @@ def stuck_deliveries(tx: Transaction, limit: int = 100) -> Sequence[Delivery]:
         .order_by(Delivery.created_at, Delivery.delivery_id)
         .limit(limit)
     )
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def attempts_of_delivery(tx: Transaction, delivery_id: str) -> Sequence[DeliveryAttempt]:
-    """Return every try at the delivery, the first one first."""
-    condition = DeliveryAttempt.delivery_id == delivery_id
-    statement = select(DeliveryAttempt).where(condition).order_by(DeliveryAttempt.attempt)
-    return tx.scalars(statement.execution_options(populate_existing=True)).all()
-
-
-def list_conflicts(tx: Transaction, *, limit: int = 100, offset: int = 0) -> Sequence[Conflict]:
-    """Return the quarantined contents, the newest first; their files are kept until somebody decides."""
-    statement = select(Conflict).order_by(Conflict.id.desc()).limit(limit).offset(offset)
     return tx.scalars(statement.execution_options(populate_existing=True)).all()

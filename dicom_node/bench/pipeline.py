@@ -17,7 +17,7 @@ from dicom_node.attempt import claim_next
 from dicom_node.bench.questions import measure_questions, sentence, unlike
 from dicom_node.completion import complete_studies
 from dicom_node.default_routes import MODEL
-from dicom_node.joblist import list_jobs
+from dicom_node.joblist import plain_jobs
 from dicom_node.pipeline import Services, run_job
 from dicom_node.predictors import WorkerModels
 from dicom_node.samples import breast_ultrasound
@@ -114,7 +114,7 @@ def _round(settings: NodeSettings, services: Services, number: int) -> Round:
         raise RuntimeError("the job of the benchmark was taken by somebody else")
     run_job(job, services)
     seconds = time.perf_counter() - started
-    row = next(row for row in list_jobs(services.database) if row["job_id"] == job_id)
+    row = next(row for row in plain_jobs(services.database) if row["job_id"] == job_id)
     run_s = row["summary"]["seconds"]["run"] if row["summary"] else 0.0
     return Round(seconds, run_s, row["outcome"])
 

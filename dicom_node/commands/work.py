@@ -28,10 +28,10 @@ def register(commands: Commands) -> None:
 
 def jobs(options: argparse.Namespace) -> int:
     """List the jobs, newest first."""
-    from dicom_node.joblist import list_jobs, table_of_jobs
+    from dicom_node.joblist import plain_jobs, table_of_jobs
 
     _, database = open_node(options)
-    rows = list_jobs(database, is_failed_only=options.failed)
+    rows = plain_jobs(database, is_failed_only=options.failed)
     print(as_json(rows) if options.json else table_of_jobs(rows))
     return 0
 
@@ -53,10 +53,10 @@ def requeue(options: argparse.Namespace) -> int:
 
 def deliveries(options: argparse.Namespace) -> int:
     """List the deliveries, newest first."""
-    from dicom_node.deliverylist import list_deliveries, table_of_deliveries
+    from dicom_node.deliverylist import plain_deliveries, table_of_deliveries
 
     _, database = open_node(options)
-    rows = list_deliveries(database, is_failed=options.failed)
+    rows = plain_deliveries(database, is_failed=options.failed)
     print(as_json(rows) if options.json else table_of_deliveries(rows))
     return 0
 

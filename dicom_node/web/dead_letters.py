@@ -18,7 +18,7 @@ from storage.deliveries import DeliveryState, requeue_delivery
 from storage.errors import IllegalTransition, InstanceMissing
 from storage.jobs import failed_jobs, requeue_job
 from storage.tables import Delivery, Job
-from storage.worklist import list_deliveries
+from storage.worklist import newest_deliveries
 
 OPERATOR_PAGE: Final = "/operator"
 WORK_ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -31,7 +31,7 @@ def list_dead_letters(request: Request) -> Response:
     limit, offset = page_of(request)
     with services_of(request).database.reading() as tx:
         jobs = failed_jobs(tx)[offset : offset + limit]
-        deliveries = list_deliveries(tx, state=DeliveryState.FAILED, limit=limit, offset=offset)
+        deliveries = newest_deliveries(tx, state=DeliveryState.FAILED, limit=limit, offset=offset)
         return json_response(
             {
                 "jobs": [job_line(tx.get_one(Job, job_id)) for job_id in jobs],

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from inference.errors import DeviceOutOfMemory
+from inference.runtime.call_queue import URGENCY, CallQueue
 from inference.runtime.engine import AroundEngine, Array, Engine, Tensors
-from inference.runtime.gathering import URGENCY, Gathering
 
 BUCKETS = (1, 2, 4, 8, 16)  # batches as static shapes: an execution provider tunes and captures each once
 Outputs = dict[str, Array]
@@ -74,7 +74,7 @@ class MicroBatcher(AroundEngine):
         super().__init__(engine)
         self._turn, self._fallback = turn, fallback
         self.largest = max_batch if is_batched(engine) else 1
-        self._gathering = Gathering[Tensors, Outputs](
+        self._calls = CallQueue[Tensors, Outputs](
             self._run_all,
             most=self.largest,
             delay_s=delay_s if self.largest > 1 else 0.0,
@@ -83,7 +83,7 @@ class MicroBatcher(AroundEngine):
 
     def run(self, feeds: Tensors) -> Outputs:
         """Every output by name for one input of each; raises as the engine does, and DeadlinePassed."""
-        return self._gathering.ask(feeds, URGENCY.get())
+        return self._calls.ask(feeds, URGENCY.get())
 
     def warm_up(self, feeds: Tensors) -> None:
         """Run once in every bucket: none is met first by a request."""

@@ -21,6 +21,7 @@ class LossWeights:
     region: float = 0.5  # BCE between the similarity map and the mask's cells
     label: float = 0.3  # diagnosis from the pooled tower, training only
     diagnosis_token: float = 4.0  # weight of a diagnosis's (or a zone's) tokens inside the text loss
+    attention: float = 0.5  # MedSeg-R's spatial attention against the mask
     modality: float = 0.5  # PRS-Med's auxiliary head: 0.5 in the released code, not in the paper
 
 

@@ -1,13 +1,17 @@
 """Training MedSeg-R: adapters, cognitive stage and decoder on top of a trained segmenter.
 
-Loss: BCE + Dice as in the segmenter stage (the paper's loss is not known). Reports are dropped at random
-(`Missing`), so that the model works without one; the recipe says which fields are never shown.
+Loss: BCE + Dice as in the segmenter stage (the paper's loss is not known), of the mask and of the maps of
+spatial attention: behind a gate that begins at zero they would learn nothing from the mask alone. Reports
+are dropped at random (`Missing`), so that the model works without one; the recipe says which fields are never
+shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,9 +25,9 @@ from inference.datasets.report_guided import (
 )
 from inference.datasets.sample import ImageBatch, Sample, collate
 from inference.models.checkpoints import load_into, load_tensors, with_prefix
-from inference.models.medseg_r import SMALL, MedSegR, MedSegRConfig
+from inference.models.medseg_r import SMALL, MedSegR, MedSegRConfig, PerceptualAdapter
 from inference.reports import Priors
-from inference.training.losses import iou_loss, mask_loss
+from inference.training.losses import LossWeights, iou_loss, mask_loss
 from inference.training.stages import (
     SAM_PARTS,
     Bench,
@@ -76,12 +80,13 @@ class MedSegRStage:
         rng, weights, model = self.bench.sampler.rng, self.bench.weights, self.learner.model
         priors = [training_priors(sample, rng, self.missing, self.leave_out) for sample in samples]
         fix_batch_norms(model)
-        with mixed_precision():
+        with mixed_precision(), attention_maps(model) as maps:
             embedding = model.embed(batch.pixels, prior_batch(priors, self.bench.tokenizer))
             logits, iou = model.draw(embedding)
             kinds = model.kind(embedding)
         return {
             "mask": mask_loss(logits, batch.masks, weights),
+            "attention": weights.attention * attention_loss(maps, batch.masks, weights),
             "iou": weights.iou * iou_loss(iou, logits, batch.masks),
             "modality": weights.modality * F.cross_entropy(kinds.float(), kind_indices(samples)),
         }
@@ -106,6 +111,28 @@ class MedSegRStage:
             return model.draw(model.embed(batch.pixels, ids))[0]
 
         return dice_by_dataset(shown, predict, self.bench.frame_side, side)
+
+
+@contextmanager
+def attention_maps(model: MedSegR) -> Iterator[list[Tensor]]:
+    """Collect what the spatial attentions of each call give: (B, 1, H, W) in 0..1, one for each site."""
+    maps: list[Tensor] = []
+    hooks = [
+        adapter.attention.register_forward_hook(lambda _, __, out: maps.append(out))
+        for adapter in model.adapters.values()
+        if isinstance(adapter, PerceptualAdapter)
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def attention_loss(maps: Sequence[Tensor], masks: Tensor, weights: LossWeights) -> Tensor:
+    """Mean mask loss of maps (B, 1, h, w) in 0..1 against masks (B, 1, H, W), each at the masks' size."""
+    sized = [F.interpolate(each.float(), masks.shape[-2:], mode="bilinear") for each in maps]
+    return torch.stack([mask_loss(each.logit(1e-4), masks, weights) for each in sized]).mean()
 
 
 def start_medseg_r(learner: MedSegRLearner, path: Path) -> None:

@@ -22,7 +22,7 @@ from storage.database import Database
 from storage.files import DiskFiles
 from storage.index import Origin, instances_of_study
 from storage.jobs import JobRequest, claim_job, create_job
-from storage.worklist import list_jobs
+from storage.worklist import newest_jobs
 from tests import builders
 from tests.doors import make_receiver
 
@@ -164,7 +164,7 @@ def test_a_study_with_one_series_a_slice_gives_one_report(database: Database, fi
         assert job is not None
         run_job(job, services)
     with database.reading() as tx:
-        outcomes = sorted(str(job.outcome) for job in list_jobs(tx))
+        outcomes = sorted(str(job.outcome) for job in newest_jobs(tx))
         own = [row.sop_class_uid for row in instances_of_study(tx, str(cine[0][0].StudyInstanceUID))]
     assert outcomes == [OTHER_SERIES] * 3 + ["RESULT"] * 2  # the stack's and the long axis'
     assert own.count("1.2.840.10008.5.1.4.1.1.66.4") == 5

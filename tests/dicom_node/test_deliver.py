@@ -22,11 +22,11 @@ from storage.deliveries import DeliveryState, due_destinations, queue_delivery, 
 from storage.files import DiskFiles
 from storage.index import Origin, index_instance, record_from_dataset
 from storage.tables import Delivery, DeliveryAttempt
-from storage.worklist import attempts_of_delivery
 from tests.builders import make_ultrasound
 from tests.clock import Clock, moved_clock
 from tests.fake_pacs import Cut, abortion, cutting_proxy, fake_pacs, raw_peer, rejection, uncut
 from tests.flow.nodes import until
+from tests.storage.builders import attempts_of_delivery
 
 # pynetdicom leaves the socket of a refused connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

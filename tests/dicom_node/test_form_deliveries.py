@@ -16,7 +16,7 @@ from storage.files import DiskFiles
 from storage.index import Origin, instances_of_study
 from storage.jobs import ClaimedJob, JobRequest, claim_job, create_job
 from storage.tables import Instance
-from storage.worklist import list_deliveries, list_jobs
+from storage.worklist import newest_deliveries, newest_jobs
 from tests import builders, formed
 from tests.doors import make_receiver
 
@@ -60,7 +60,7 @@ def ran(services: Services, datasets: Sequence[Dataset], version: int = 1) -> Cl
 def rows(services: Services, job: ClaimedJob) -> dict[str, Instance]:
     """Our objects of the study by UID, superseded ones too."""
     with services.database.reading() as tx:
-        uids = {each.sop_instance_uid for each in list_deliveries(tx)}
+        uids = {each.sop_instance_uid for each in newest_deliveries(tx)}
         found = {uid: tx.get(Instance, uid) for uid in uids}
         stored = {row.sop_instance_uid: row for row in instances_of_study(tx, job.study_instance_uid)}
     ours = {uid: row for uid, row in stored.items() if row.origin_kind == "OWN RESULT"}
@@ -71,7 +71,7 @@ def queued(services: Services, job: ClaimedJob) -> dict[str, list[str]]:
     """What each destination is to get."""
     ours = rows(services, job)
     with services.database.reading() as tx:
-        deliveries = list_deliveries(tx, job_id=job.job_id)
+        deliveries = newest_deliveries(tx, job_id=job.job_id)
     got: dict[str, list[str]] = {recipient.name: [] for recipient in services.destinations}
     for each in deliveries:
         got[each.destination].append(NAMES[ours[each.sop_instance_uid].sop_class_uid])
@@ -89,7 +89,7 @@ def test_each_destination_is_sent_what_it_asks_for(services: Services) -> None:
     with services.database.reading() as tx:
         reports = [
             (each.destination, each.sop_instance_uid)
-            for each in list_deliveries(tx, job_id=job.job_id)
+            for each in newest_deliveries(tx, job_id=job.job_id)
             if NAMES[rows(services, job)[each.sop_instance_uid].sop_class_uid] == "SR"
         ]
     assert len({uid for _, uid in reports}) == len(reports) == 3  # each refers to another SEG, or to none
@@ -138,4 +138,4 @@ def test_the_same_again_makes_nothing_new(services: Services) -> None:
     assert set(rows(services, again)) == before
     assert queued(services, again) == {recipient.name: [] for recipient in RECIPIENTS}
     with services.database.reading() as tx:
-        assert {job.state for job in list_jobs(tx)} == {"COMPLETED"}
+        assert {job.state for job in newest_jobs(tx)} == {"COMPLETED"}

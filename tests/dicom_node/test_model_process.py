@@ -55,15 +55,15 @@ def image(number: int) -> Image:
 
 def together(process: ModelProcess, asked: list[tuple[ModelAttempt, int, str]]) -> list[Asking]:
     """Ask all of it in one call to the process: the first question is held until the others wait."""
-    pool, gathering = ThreadPoolExecutor(len(asked) + 1), process._gathering
+    pool, calls = ThreadPoolExecutor(len(asked) + 1), process._calls
     futures: list[Asking] = []
     with process._opening:  # which every call takes first
         held = pool.submit(ModelAttempt(process).predict, image(0), Prompt(PLAIN))
-        while not gathering._is_led:
+        while not calls._is_led:
             threading.Event().wait(0.001)
         for count, (attempt, number, query) in enumerate(asked, start=1):
             futures.append(pool.submit(attempt.predict, image(number), Prompt(query)))
-            while len(gathering._waiting) < count:
+            while len(calls._waiting) < count:
                 threading.Event().wait(0.001)
     held.result(60)
     pool.shutdown(wait=False)

@@ -20,7 +20,7 @@ from storage.database import Database
 from storage.files import DiskFiles
 from storage.index import Origin, instances_of_study
 from storage.jobs import ClaimedJob, JobRequest, claim_job, create_job
-from storage.worklist import list_deliveries, list_jobs
+from storage.worklist import newest_deliveries, newest_jobs
 from tests import builders
 from tests.doors import make_receiver
 
@@ -83,7 +83,7 @@ def test_what_is_not_suitable_is_told_to_every_destination(services: Services, t
     report.save_as(path)
     assert highdicom.sr.srread(path).content is not None
     with services.database.reading() as tx:
-        destinations = {each.destination for each in list_deliveries(tx, job_id=job.job_id)}
+        destinations = {each.destination for each in newest_deliveries(tx, job_id=job.job_id)}
     assert destinations == {"PACS", "ARCHIVE"}
 
 
@@ -169,8 +169,8 @@ def test_a_result_that_breaks_a_rule_is_not_sent_and_the_outcome_says_so(
     assert report.Modality == "SR"
     assert "the result breaks a rule: dates and time zone" in builders.report_text(tmp_path, report)
     with services.database.reading() as tx:
-        (row,) = list_jobs(tx)
-        sent = {each.sop_instance_uid for each in list_deliveries(tx, job_id=job.job_id)}
+        (row,) = newest_jobs(tx)
+        sent = {each.sop_instance_uid for each in newest_deliveries(tx, job_id=job.job_id)}
     assert (row.outcome, row.state) == ("FAILED", "CANCELED")
     assert "dates and time zone" in (row.reason or "")
     assert sent == {str(report.SOPInstanceUID)}

@@ -24,7 +24,7 @@ from storage.files import DiskFiles
 from storage.index import Origin, instances_of_study
 from storage.jobs import ClaimedJob, JobRequest, JobState, claim_job, create_job
 from storage.part10 import absolute
-from storage.worklist import list_deliveries, list_jobs
+from storage.worklist import newest_deliveries, newest_jobs
 from tests import builders, formed
 from tests.dicom_node.test_earlier_report import make_report
 from tests.doors import make_receiver
@@ -180,8 +180,8 @@ def test_a_job_stores_results_and_queues_their_delivery(services: Services) -> N
     job = receive_and_claim(services, [builders.make_ultrasound()])
     run_job(job, services)
     with services.database.reading() as tx:
-        (row,) = list_jobs(tx)
-        deliveries = list_deliveries(tx, job_id=job.job_id)
+        (row,) = newest_jobs(tx)
+        deliveries = newest_deliveries(tx, job_id=job.job_id)
     assert (row.state, row.outcome, row.model_version) == (JobState.COMPLETED, "RESULT", "0.0.1")
     assert json.loads(row.summary or "")["diagnosis"] == "benign"
     stored = [dcmread(path) for path in own_results(services, job)]
@@ -217,7 +217,7 @@ def test_a_long_series_says_how_far_it_is(services: Services, monkeypatch: pytes
             self, images: Sequence[Image], prompt: Prompt, like: Prediction | None
         ) -> list[Prediction]:
             with services.database.reading() as tx:
-                (row,) = list_jobs(tx)
+                (row,) = newest_jobs(tx)
                 seen.append((row.images_done, row.images_all))
             return super().segment(images, prompt, like)
 
@@ -233,7 +233,7 @@ def test_progress_is_written_now_and_then_and_never_breaks_a_job(services: Servi
 
     def written() -> int | None:
         with services.database.reading() as tx:
-            return list_jobs(tx)[0].images_done
+            return newest_jobs(tx)[0].images_done
 
     progress(1, 9)
     assert written() is None  # a short job is over before anybody asks
@@ -262,8 +262,8 @@ def test_a_lost_lease_stores_nothing(services: Services) -> None:
         run_job(replace(job, fence=job.fence - 1), services)
     assert own_results(services, job) == []
     with services.database.reading() as tx:
-        assert list_jobs(tx)[0].state == JobState.IN_PROGRESS
-        assert list_deliveries(tx, job_id=job.job_id) == []
+        assert newest_jobs(tx)[0].state == JobState.IN_PROGRESS
+        assert newest_deliveries(tx, job_id=job.job_id) == []
 
 
 def test_two_workers_at_once_end_in_one_result(services: Services) -> None:
@@ -291,7 +291,7 @@ def test_what_is_not_suitable_is_cancelled_with_the_reason(services: Services) -
     job = receive_and_claim(services, [dataset])
     run_job(job, services)
     with services.database.reading() as tx:
-        (row,) = list_jobs(tx)
+        (row,) = newest_jobs(tx)
     assert (row.state, row.outcome) == (JobState.CANCELED, "NOT SUITABLE")
     assert "cannot be decoded" in (row.reason or "")
 
@@ -308,7 +308,7 @@ def test_what_the_model_refuses_is_cancelled_with_the_reason(services: Services)
     job = receive_and_claim(services, [builders.make_ultrasound()])
     run_job(job, replace(services, open_predictor=lambda _name: Refusing()))
     with services.database.reading() as tx:
-        (row,) = list_jobs(tx)
+        (row,) = newest_jobs(tx)
     assert (row.outcome, row.reason) == ("NOT SUITABLE", "the image is 1 pixel high; send a larger one")
 
 
@@ -320,7 +320,7 @@ def test_what_may_work_later_is_left_to_the_task(services: Services) -> None:
     with pytest.raises(ModelNotFound):
         run_job(job, replace(services, open_predictor=missing))
     with services.database.reading() as tx:
-        assert list_jobs(tx)[0].state == JobState.IN_PROGRESS
+        assert newest_jobs(tx)[0].state == JobState.IN_PROGRESS
 
 
 # ---- real files

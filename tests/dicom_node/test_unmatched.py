@@ -15,7 +15,7 @@ from dicom_node.web.ups_view import render_workitem
 from storage.database import Database
 from storage.deliveries import DeliveryState
 from storage.workitems import find_workitem, uid_of_job
-from storage.worklist import list_deliveries
+from storage.worklist import newest_deliveries
 from tests import builders
 from tests.ward import KEY_OBJECT, Ward, derived, stack
 
@@ -36,7 +36,7 @@ def ward(database: Database, tmp_path: Path) -> Ward:
 
 def deliveries(ward: Ward) -> list[tuple[str, str]]:
     with ward.database.reading() as tx:
-        return sorted((each.destination, each.state) for each in list_deliveries(tx))
+        return sorted((each.destination, each.state) for each in newest_deliveries(tx))
 
 
 def test_it_is_told_where_that_is_asked_for(ward: Ward, tmp_path: Path) -> None:

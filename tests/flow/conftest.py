@@ -14,7 +14,7 @@ from PIL import Image
 
 from dicom_node.demo_pacs import DemoPacs, open_pacs
 from storage.deliveries import DeliveryState
-from storage.worklist import list_deliveries
+from storage.worklist import newest_deliveries
 from tests.flow.nodes import (
     REPOSITORY,
     Node,
@@ -147,4 +147,4 @@ def _storescu(node: Node, paths: tuple[Path, ...]) -> None:
 
 def _waiting_deliveries(node: Node) -> int:
     with node.database.reading() as tx:
-        return len(list_deliveries(tx, state=DeliveryState.QUEUED))
+        return len(newest_deliveries(tx, state=DeliveryState.QUEUED))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node.dimse.scu import SendStatus, send_instances
-from dicom_node.joblist import list_jobs
+from dicom_node.joblist import plain_jobs
 from dicom_node.settings import NodeSettings, load_settings
 from dicom_node.settings_network import PeerSettings
 from storage.database import Database
@@ -97,7 +97,7 @@ class Node:
         return is_listening(self.peer.port)
 
     def jobs(self) -> list[dict[str, Any]]:
-        return list_jobs(self.database)
+        return plain_jobs(self.database)
 
     def study(self, uid: str) -> Study | None:
         with self.database.reading() as tx:

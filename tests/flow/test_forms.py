@@ -16,7 +16,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from storage.deliveries import DeliveryState
-from storage.worklist import list_deliveries
+from storage.worklist import newest_deliveries
 from tests.builders import make_ellipse, make_ultrasound, write_datasets
 from tests.flow.nodes import (
     Node,
@@ -65,7 +65,7 @@ def running_storescp(folder: Path) -> Iterator[int]:
 
 def is_delivered(node: Node) -> bool:
     with node.database.reading() as tx:
-        rows = list_deliveries(tx)
+        rows = newest_deliveries(tx)
     return bool(rows) and {row.state for row in rows} == {DeliveryState.DELIVERED}
 
 
@@ -108,7 +108,7 @@ def test_each_destination_has_what_its_profile_says(sent: Sent) -> None:
     assert sent.at_orthanc["SEG"].SegmentationType == "BINARY"
     assert sent.at_storescp["SEG"].SegmentationType == "LABELMAP"
     with sent.node.database.reading() as tx:
-        rows = list_deliveries(tx)
+        rows = newest_deliveries(tx)
     assert {row.last_status for row in rows} == {"0x0000"}
     assert sorted(row.destination for row in rows) == ["archive"] * 4 + ["pacs"] * 6
 

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 
 from dicom_node.demo_pacs import DemoPacs
 from storage.database import migration_config
-from storage.worklist import list_deliveries
+from storage.worklist import newest_deliveries
 from tests.builders import make_ellipse, make_ultrasound, part10
 from tests.flow.nodes import Node, destination, node_config, running_node, until, write_config
 from tests.flow.nodes import command as dicom_node
@@ -150,7 +150,7 @@ def _row(connection, table: str, **values: object) -> None:
 
 def states(node: Node) -> set[str]:
     with node.database.reading() as tx:
-        return {row.state for row in list_deliveries(tx)}
+        return {row.state for row in newest_deliveries(tx)}
 
 
 def test_work_that_waited_ends_after_the_upgrade(

@@ -1,16 +1,19 @@
 """Shorthands: data sets without pixels, files, rows. All synthetic."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from sqlalchemy import select
 
 from storage.database import Database, Transaction
 from storage.index import IndexResult, InstanceRecord, Origin, index_instance, record_from_dataset
 from storage.jobs import JobRequest, create_job
 from storage.part10 import StoredFile, new_incoming
+from storage.tables import DeliveryAttempt, JobAttempt
 
 STUDY = "1.2.826.1"
 ORIGIN = Origin("DIMSE", "SENDER")
@@ -35,6 +38,19 @@ def keep(files_root: Path, content: bytes) -> StoredFile:
     with new_incoming(files_root) as incoming:
         incoming.write(content)
         return incoming.keep()
+
+
+def attempts_of_job(tx: Transaction, job_id: str) -> Sequence[JobAttempt]:
+    """Every try at the job, the first one first."""
+    statement = select(JobAttempt).where(JobAttempt.job_id == job_id).order_by(JobAttempt.attempt)
+    return tx.scalars(statement.execution_options(populate_existing=True)).all()
+
+
+def attempts_of_delivery(tx: Transaction, delivery_id: str) -> Sequence[DeliveryAttempt]:
+    """Every try at the delivery, the first one first."""
+    of_delivery = select(DeliveryAttempt).where(DeliveryAttempt.delivery_id == delivery_id)
+    statement = of_delivery.order_by(DeliveryAttempt.attempt).execution_options(populate_existing=True)
+    return tx.scalars(statement).all()
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from storage.deliveries import (
 )
 from storage.errors import IllegalTransition, InstanceMissing, LeaseLost
 from storage.tables import Delivery
-from storage.worklist import attempts_of_delivery, list_deliveries
-from tests.storage.builders import Archive, make_dataset
+from storage.worklist import newest_deliveries
+from tests.storage.builders import Archive, attempts_of_delivery, make_dataset
 
 LEASE_S = 30.0
 SOP = make_dataset().SOPInstanceUID
@@ -158,9 +158,11 @@ def test_deliveries_are_listed_newest_first_and_by_state_and_job(archive: Archiv
     with archive.db.transaction() as tx:
         finish_delivery(tx, first, claimed.fence, DeliveryState.DELIVERED, Settled("0x0000"))
     with archive.db.reading() as tx:
-        assert [entry.delivery_id for entry in list_deliveries(tx)] == [second, first]
-        assert [entry.delivery_id for entry in list_deliveries(tx, state=DeliveryState.DELIVERED)] == [first]
-        assert [entry.delivery_id for entry in list_deliveries(tx, job_id=job_id)] == [second]
+        assert [entry.delivery_id for entry in newest_deliveries(tx)] == [second, first]
+        assert [entry.delivery_id for entry in newest_deliveries(tx, state=DeliveryState.DELIVERED)] == [
+            first
+        ]
+        assert [entry.delivery_id for entry in newest_deliveries(tx, job_id=job_id)] == [second]
 
 
 def finished(archive: Archive, delivery_id: str, state: DeliveryState) -> None:

@@ -16,13 +16,12 @@ from storage.index import (
     series_of_study,
 )
 from storage.tables import Conflict, Instance, Series, Study
-from storage.worklist import list_conflicts
 from tests.storage.builders import STUDY, Archive, make_dataset
 
 
 def conflicts(db: Database) -> list[Conflict]:
     with db.reading() as tx:
-        return list(reversed(list_conflicts(tx)))
+        return list(tx.scalars(select(Conflict).order_by(Conflict.id)))
 
 
 def study_row(db: Database, uid: str = STUDY) -> Study:

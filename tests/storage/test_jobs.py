@@ -22,8 +22,8 @@ from storage.jobs import (
     retry_job_later,
 )
 from storage.tables import Job
-from storage.worklist import attempts_of_job, list_jobs
-from tests.storage.builders import STUDY, Archive
+from storage.worklist import newest_jobs
+from tests.storage.builders import STUDY, Archive, attempts_of_job
 
 LEASE_S = 30.0
 
@@ -285,7 +285,7 @@ def test_jobs_are_listed_newest_first_and_by_state_and_study(archive: Archive):
     first, second = archive.job("first"), archive.job("second")
     held(archive.db, first)
     with archive.db.reading() as tx:
-        assert [job.job_id for job in list_jobs(tx)] == [second, first]
-        assert [job.job_id for job in list_jobs(tx, state=JobState.IN_PROGRESS)] == [first]
-        assert [job.job_id for job in list_jobs(tx, study_instance_uid=STUDY, limit=1, offset=1)] == [first]
-        assert list_jobs(tx, study_instance_uid="1.2.3") == []
+        assert [job.job_id for job in newest_jobs(tx)] == [second, first]
+        assert [job.job_id for job in newest_jobs(tx, state=JobState.IN_PROGRESS)] == [first]
+        assert [job.job_id for job in newest_jobs(tx, study_instance_uid=STUDY, limit=1, offset=1)] == [first]
+        assert newest_jobs(tx, study_instance_uid="1.2.3") == []

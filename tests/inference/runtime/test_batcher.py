@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from inference.errors import DeadlinePassed, DeviceOutOfMemory, OutputInvalid
 from inference.runtime.batcher import BUCKETS, DeviceTurn, MicroBatcher, is_batched
+from inference.runtime.call_queue import URGENCY, CallQueue, Urgency
 from inference.runtime.engine import Array, Tensors
-from inference.runtime.gathering import URGENCY, Gathering, Urgency
 from inference.runtime.onnx_engine import OnnxEngine
 
 FEW = settings(max_examples=25, deadline=None)
@@ -155,26 +155,26 @@ def test_images_of_different_shapes_do_not_meet() -> None:
         assert len({each.shape for each in requests}) == 1
         return [each + 1 for each in requests]
 
-    gathering = Gathering[Array, Array](lengths, most=8, delay_s=0.01, alike=lambda each: each.shape)
+    calls = CallQueue[Array, Array](lengths, most=8, delay_s=0.01, alike=lambda each: each.shape)
     arrays = [np.zeros(length) for length in (1, 2, 1, 2, 3, 1)]
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda each: gathering.ask(each, Urgency()), arrays))
+        answers = list(pool.map(lambda each: calls.ask(each, Urgency()), arrays))
     assert [len(each) for each in answers] == [1, 2, 1, 2, 3, 1]
 
 
-# --- order, deadlines, faults: the gathering itself ------------------------------------------------
+# --- order, deadlines, faults: the queue itself ------------------------------------------------
 
 
 class Held:
-    """A gathering whose first request holds it until `go`: what comes meanwhile waits."""
+    """A queue whose first request holds it until `go`: what comes meanwhile waits."""
 
     def __init__(self, most: int = 1, clock: Callable[[], float] | None = None) -> None:
         self.ran: list[list[int]] = []
         self._entered, self._go = threading.Event(), threading.Event()
         options = {} if clock is None else {"clock": clock}
-        self.gathering = Gathering[int, int](self._run, most=most, **options)
+        self.calls = CallQueue[int, int](self._run, most=most, **options)
         self._pool = ThreadPoolExecutor(40)
-        self._first = self._pool.submit(self.gathering.ask, -1, Urgency())
+        self._first = self._pool.submit(self.calls.ask, -1, Urgency())
         self._entered.wait(30)
 
     def _run(self, requests: Sequence[int]) -> list[int]:
@@ -187,10 +187,10 @@ class Held:
 
     def ask(self, number: int, urgency: Urgency) -> Any:
         """Ask from a thread of its own; returns once the request waits."""
-        before = len(self.gathering._waiting)
-        future = self._pool.submit(self.gathering.ask, number, urgency)
-        with self.gathering._changed:
-            assert self.gathering._changed.wait_for(lambda: len(self.gathering._waiting) > before, 30)
+        before = len(self.calls._waiting)
+        future = self._pool.submit(self.calls.ask, number, urgency)
+        with self.calls._changed:
+            assert self.calls._changed.wait_for(lambda: len(self.calls._waiting) > before, 30)
         return future
 
     def go(self) -> None:
@@ -224,13 +224,13 @@ def test_who_waits_long_enough_comes_before_the_urgent() -> None:
 def test_what_is_too_late_is_refused_and_never_run() -> None:
     held = Held()
     timely = held.ask(1, Urgency())
-    late = held._pool.submit(held.gathering.ask, 0, Urgency(deadline=0.0))
+    late = held._pool.submit(held.calls.ask, 0, Urgency(deadline=0.0))
     with pytest.raises(DeadlinePassed):  # at once, though the engine is still held by another
         late.result(30)
     held.go()
     assert timely.result() == 10
     assert held.ran == [[1]]
-    alone = Gathering[int, int](list)
+    alone = CallQueue[int, int](list)
     with pytest.raises(DeadlinePassed):
         alone.ask(1, Urgency(deadline=0.0))
     assert alone.ask(2, Urgency()) == 2
@@ -242,11 +242,11 @@ def test_a_fault_reaches_everybody_of_its_batch_and_nobody_else() -> None:
             raise OutputInvalid("thirteen")
         return [ValueError("odd") if request % 2 else request for request in requests]
 
-    gathering = Gathering[int, int](run, most=4, delay_s=0.01, alike=lambda request: request > 9)
+    calls = CallQueue[int, int](run, most=4, delay_s=0.01, alike=lambda request: request > 9)
 
     def ask(request: int) -> object:
         try:
-            return gathering.ask(request, Urgency())
+            return calls.ask(request, Urgency())
         except (ValueError, OutputInvalid) as error:
             return str(error)
 
@@ -258,11 +258,11 @@ def test_a_fault_of_our_own_stops_nobody_for_good() -> None:
     def run(requests: Sequence[int]) -> list[int]:
         return [1 // request for request in requests]
 
-    gathering = Gathering[int, int](run, most=2, delay_s=30.0)  # ends with the second
+    calls = CallQueue[int, int](run, most=2, delay_s=30.0)  # ends with the second
 
     def ask(request: int) -> str:
         try:
-            return str(gathering.ask(request, Urgency()))
+            return str(calls.ask(request, Urgency()))
         except (ZeroDivisionError, RuntimeError) as error:
             return type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Gathers what many threads ask at once: most urgent first, several together, nothing lost or done twice."""
+"""The calls of many threads in one queue: most urgent first, several together, none lost or done twice."""
 
 import itertools
 import threading
@@ -37,7 +37,7 @@ class _Ticket(Generic[Request, Result]):
     outcome: list[Result | BaseException] = field(default_factory=list)  # empty until it is settled
 
 
-class Gathering(Generic[Request, Result]):
+class CallQueue(Generic[Request, Result]):
     """Hands requests of many threads to `run`, at most `most` at a time; one thread does so for all."""
 
     def __init__(
