@@ -221,10 +221,14 @@ class PerceptualAdapter(nn.Module):
         self.gates = nn.Parameter(torch.zeros(PRIORS))
 
     def forward(self, x: Tensor, priors: Tensor, kept: Tensor) -> Tensor:
-        """x (B, C, H, W), priors (B, 3, D), kept (3,) 0 or 1 -> (B, C, H, W)."""
+        """x (B, C, H, W), priors (B, 3, D), kept (3,) 0 or 1 -> (B, C, H, W).
+
+        Attention dims what lies elsewhere and never raises what it looks at: the blocks that follow know
+        features of no greater size.
+        """
         location, texture, shape = priors.unbind(1)
         gates = (self.gates * kept).to(x.dtype)
-        x = x * (1 + gates[0] * self.attention(x, location))
+        x = x * (1 - gates[0] * (1 - self.attention(x, location)))
         x = x + gates[1] * self.convolution(x, texture)
         return x + gates[2] * self.sampling(x, shape)
 

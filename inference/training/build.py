@@ -22,6 +22,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "lvlm": ("inference.training.stages", "LvlmStage"),
     "joint": ("inference.training.stages", "JointStage"),
     "prs_med": ("inference.training.prs_stage", "PrsMedStage"),
+    "medseg_attend": ("inference.training.medseg_stage", "AttendStage"),
     "medseg_r": ("inference.training.medseg_stage", "MedSegRStage"),
     "unet": ("inference.training.unet_stage", "UnetStage"),
 }

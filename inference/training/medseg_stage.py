@@ -1,13 +1,13 @@
 """Training MedSeg-R: adapters, cognitive stage and decoder on top of a trained segmenter.
 
-Loss: BCE + Dice as in the segmenter stage (the paper's loss is not known), of the mask and of the maps of
-spatial attention: behind a gate that begins at zero they would learn nothing from the mask alone. Reports
-are dropped at random (`Missing`), so that the model works without one; the recipe says which fields are never
-shown.
+Two stages. First, spatial attention learns what a location means: behind a gate that begins at zero it would
+learn nothing from the mask. Then everything learns from the mask: BCE + Dice as in the segmenter stage (the
+paper's loss is not known). Reports are dropped at random (`Missing`), so that the model works without one;
+the recipe says which fields are never shown.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from inference.datasets.sample import ImageBatch, Sample, collate
 from inference.models.checkpoints import load_into, load_tensors, with_prefix
 from inference.models.medseg_r import SMALL, MedSegR, MedSegRConfig, PerceptualAdapter
 from inference.reports import Priors
-from inference.training.losses import LossWeights, iou_loss, mask_loss
+from inference.training.losses import iou_loss, mask_loss
 from inference.training.stages import (
     SAM_PARTS,
     Bench,
@@ -41,6 +41,8 @@ from inference.training.stages import (
     kind_indices,
     mixed_precision,
 )
+
+GROWN_ON = 32  # side of the map on which a mask is grown
 
 
 class MedSegRLearner(nn.Module):
@@ -73,12 +75,17 @@ class MedSegRStage:
             model.image_encoder.requires_grad_(False)
         keep_trunks(model, settings.get("kept_stages", 0))
 
-    def losses(self, phase: Phase) -> Losses:
-        """One batch: mask, SAM's IoU head, modality."""
+    def draw(self, phase: Phase) -> tuple[list[Sample], ImageBatch, list[Priors]]:
+        """A fresh batch of images with something outlined, and what is told of each."""
         samples = [s for s in self.bench.sampler.draw(phase.batch) if is_outlined(s)]
-        batch = collate(samples, self.bench.frame_side, phase.side)
-        rng, weights, model = self.bench.sampler.rng, self.bench.weights, self.learner.model
+        rng = self.bench.sampler.rng
         priors = [training_priors(sample, rng, self.missing, self.leave_out) for sample in samples]
+        return samples, collate(samples, self.bench.frame_side, phase.side), priors
+
+    def losses(self, phase: Phase) -> Losses:
+        """One batch: mask, attention, SAM's IoU head, modality."""
+        samples, batch, priors = self.draw(phase)
+        weights, model = self.bench.weights, self.learner.model
         fix_batch_norms(model)
         with mixed_precision(), attention_maps(model) as maps:
             embedding = model.embed(batch.pixels, prior_batch(priors, self.bench.tokenizer))
@@ -86,7 +93,7 @@ class MedSegRStage:
             kinds = model.kind(embedding)
         return {
             "mask": mask_loss(logits, batch.masks, weights),
-            "attention": weights.attention * attention_loss(maps, batch.masks, weights),
+            "attention": weights.attention * attention_loss(maps, batch.masks, priors),
             "iou": weights.iou * iou_loss(iou, logits, batch.masks),
             "modality": weights.modality * F.cross_entropy(kinds.float(), kind_indices(samples)),
         }
@@ -113,6 +120,52 @@ class MedSegRStage:
         return dice_by_dataset(shown, predict, self.bench.frame_side, side)
 
 
+class AttendStage(MedSegRStage):
+    """Spatial attention alone, before any gate opens: where to look, given what was said of the place."""
+
+    def losses(self, phase: Phase) -> Losses:
+        """One batch: attention."""
+        _, batch, priors = self.draw(phase)
+        fix_batch_norms(self.learner.model)
+        return {"attention": self._loss(batch, priors)}
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """The loss with the reports of the images, and with those of others."""
+        shown = [sample for sample in self.bench.validation if sample.mask.any()]
+        told = [report_of(sample, self.leave_out).priors for sample in shown]
+        batch = collate(shown, self.bench.frame_side, phase.side)
+        with torch.no_grad():
+            ways = {"told": told, "shuffled": shuffled(told)}
+            return {f"attention {way}": float(self._loss(batch, priors)) for way, priors in ways.items()}
+
+    def _loss(self, batch: ImageBatch, priors: Sequence[Priors]) -> Tensor:
+        with mixed_precision():
+            maps = early_maps(self.learner.model, batch.pixels, prior_batch(priors, self.bench.tokenizer))
+        return attention_loss(maps, batch.masks, priors)
+
+
+class _SeenEnough(Exception):
+    """Every adapter has had its features."""
+
+
+def early_maps(model: MedSegR, pixels: Tensor, prior_ids: Tensor) -> list[Tensor]:
+    """What `attention_maps` collects, of features that nothing steers, without the rest of the encoder."""
+    maps: list[Tensor] = []
+    fused: list[Tensor] = []
+
+    def look(site: int, x: Tensor) -> Tensor:
+        if str(site) in model.adapters:
+            fused[:] = fused or [model.cognitive(prior_ids, x)]
+            maps.append(model.adapters[str(site)].attention(x, fused[0][:, 0]))  # type: ignore[operator]
+        if len(maps) == len(model.adapters):
+            raise _SeenEnough
+        return x
+
+    with suppress(_SeenEnough):
+        model.image_encoder(pixels, look)
+    return maps
+
+
 @contextmanager
 def attention_maps(model: MedSegR) -> Iterator[list[Tensor]]:
     """Collect what the spatial attentions of each call give: (B, 1, H, W) in 0..1, one for each site."""
@@ -129,10 +182,17 @@ def attention_maps(model: MedSegR) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def attention_loss(maps: Sequence[Tensor], masks: Tensor, weights: LossWeights) -> Tensor:
-    """Mean mask loss of maps (B, 1, h, w) in 0..1 against masks (B, 1, H, W), each at the masks' size."""
-    sized = [F.interpolate(each.float(), masks.shape[-2:], mode="bilinear") for each in maps]
-    return torch.stack([mask_loss(each.logit(1e-4), masks, weights) for each in sized]).mean()
+def attention_loss(maps: Sequence[Tensor], masks: Tensor, priors: Sequence[Priors]) -> Tensor:
+    """Mean BCE of maps (B, 1, h, w) in 0..1 against where to look, given masks (B, 1, H, W) and the priors.
+
+    That is the mask grown by an eighth of the side where a location was told, and everywhere where none was.
+    """
+    is_told = torch.tensor([prior.location is not None for prior in priors])
+    coarse = F.adaptive_max_pool2d(masks, GROWN_ON)
+    near = F.max_pool2d(coarse, GROWN_ON // 4 + 1, 1, GROWN_ON // 8)
+    wanted = torch.where(is_told[:, None, None, None], near, torch.ones_like(near))
+    sized = [F.adaptive_avg_pool2d(each.float(), GROWN_ON) for each in maps]
+    return torch.stack([F.binary_cross_entropy(each, wanted) for each in sized]).mean()
 
 
 def start_medseg_r(learner: MedSegRLearner, path: Path) -> None:

@@ -13,10 +13,17 @@ from inference.datasets.sample import M3dsSampler, frame_sample
 from inference.datasets.text import encode_batch
 from inference.models.checkpoints import save_tensors
 from inference.prompts import parse_answer
+from inference.reports import Priors
 from inference.settings import PACKAGES
 from inference.training.build import STAGES, model_config
 from inference.training.losses import LossWeights
-from inference.training.medseg_stage import MedSegRStage
+from inference.training.medseg_stage import (
+    AttendStage,
+    MedSegRStage,
+    attention_loss,
+    attention_maps,
+    early_maps,
+)
 from inference.training.prs_stage import PrsMedStage
 from inference.training.recipe import load_recipe
 from inference.training.stages import Bench, JointStage, Phase, SegmenterStage, Stage
@@ -93,6 +100,40 @@ def test_medseg_r_learns_from_a_segmenter_on(bench: Bench, tmp_path: Path, is_wh
     assert all(torch.equal(after[name], value) for name, value in encoder.items())
     assert any(adapter.gates.any() for adapter in stage.learner.model.adapters.values())
     assert {"dice busbra", "told busbra", "shuffled busbra"} <= set(stage.validate(Phase(64, 1, 2)))
+
+
+def test_spatial_attention_learns_what_a_location_means(bench: Bench, tmp_path: Path) -> None:
+    save_tensors(tmp_path / "start.safetensors", SegmenterStage(bench, TINY_SIM4SEG).module.state_dict())
+    stage = AttendStage(bench, MEDSEG)
+    settings = {"freeze_image_encoder": True, "missing": {"report": 0.0, "field": 0.0}, "lr": 0.01}
+    stage.begin(settings, [tmp_path / "start.safetensors"])
+    before = stage.validate(Phase(64, 1, 2))
+    assert set(before) == {"attention told", "attention shuffled"}
+    learn(stage, tmp_path, 40, 64)
+    assert stage.validate(Phase(64, 1, 2))["attention told"] < 0.8 * before["attention told"]
+    assert not any(adapter.gates.any() for adapter in stage.learner.model.adapters.values())
+
+
+def test_where_to_look_is_everywhere_or_near_the_mask() -> None:
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[:, 0, 32, 32] = 1
+    priors = [Priors(location="in the centre of the image"), Priors(shape="round")]
+    near = torch.full((2, 1, 64, 64), 1e-6)
+    near[0, 0, 24:41, 24:41] = 1 - 1e-6
+    near[1] = 1 - 1e-6
+    assert attention_loss([near], masks, priors) < 0.05
+    assert attention_loss([near.flip(0)], masks, priors) > 1
+
+
+def test_early_maps_are_those_of_the_whole_pass(bench: Bench) -> None:
+    model = MedSegRStage(bench, MEDSEG).learner.model.eval()
+    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(0, 40, (2, 3, 5))
+    with torch.no_grad(), attention_maps(model) as whole:
+        model.embed(pixels, ids)
+        early = early_maps(model, pixels, ids)
+    assert len(early) == len(model.adapters)
+    for one, other in zip(early, whole, strict=False):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_rival_learns(bench: Bench, tmp_path: Path) -> None:
