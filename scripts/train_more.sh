@@ -15,27 +15,14 @@ if [ ! -f "$data/train/manifest.csv" ]; then
     exit 1
 fi
 mkdir -p "$cache" "$runs/$model"
-threads=$(nproc)
-export OMP_NUM_THREADS=1 # one process for each core is twice as fast as one process with two threads
+made=$runs/$model
+. scripts/training_steps.sh
 
-module() { .venv/bin/python -m "inference.$1" "${@:2}"; }
-together() { # STAGE [--start FILE]: one process for each core, gradients averaged
-    local rank pids=()
-    export MASTER_ADDR=127.0.0.1 MASTER_PORT=29534 WORLD_SIZE=$threads
-    for ((rank = 0; rank < threads; rank++)); do
-        RANK=$rank module training.train --stage "$1" --recipe "$recipe" --data "$data" --cache "$cache" \
-            --out "$runs/$model/$1" "${@:2}" &
-        pids+=($!)
-    done
-    wait "${pids[@]}"
-    unset WORLD_SIZE
-}
-weights() { printf '%s' "$runs/$1/weights.safetensors"; }
 start_of() { # STAGE of sim4seg-s
     local left
-    left=$(weights "$1")
+    left=$runs/$1/weights.safetensors
     if [ ! -f "$left" ]; then
-        left=$(weights restored)
+        left=$runs/restored/weights.safetensors
         [ -f "$left" ] || module export.restore --package inference/packages/sim4seg-s --out "$left" >&2
     fi
     printf '%s' "$left"
@@ -52,30 +39,31 @@ finish() { # WEIGHTS FAMILY [more for the gate]
 sim4seg() { # [more for the gate]: every stage of sim4seg-s, on this recipe
     together segmenter
     together lvlm
-    together joint --start "$(weights "$model/segmenter")" --start "$(weights "$model/lvlm")"
-    together refine --start "$(weights "$model/joint")"
-    together sharpen --start "$(weights "$model/refine")"
-    finish "$(weights "$model/sharpen")" sim4seg "$@"
+    together joint --start "$(weights lvlm)" --start "$(weights segmenter)"
+    together refine --start "$(weights joint)"
+    sharpen refine
+    finish "$(weights sharpen)" sim4seg "$@"
 }
 
 case $model in
 prs-med-s)
     together fusion --start "$(start_of joint)"
-    together end_to_end --start "$(weights prs-med-s/fusion)"
-    finish "$(weights prs-med-s/end_to_end)" prs_med
+    together end_to_end --start "$(weights fusion)"
+    finish "$(weights end_to_end)" prs_med
     ;;
 medseg-r-s)
-    together adapt --start "$(start_of sharpen)"
-    finish "$(weights medseg-r-s/adapt)" medseg_r
+    together attend --start "$(start_of sharpen)"
+    together adapt --start "$(weights attend)"
+    finish "$(weights adapt)" medseg_r
     ;;
 lisa-s) sim4seg --top-k 0 ;;
 sim4seg-after-s)
     together refine --start "$(start_of sharpen)"
-    finish "$(weights "$model/refine")" sim4seg
+    finish "$(weights refine)" sim4seg
     ;;
 unet-s)
     together unet
-    module training.evaluate --unet "$(weights unet-s/unet)" --data "$data/train" --json "$runs/unet-s/metrics.json"
+    module training.evaluate --unet "$(weights unet)" --data "$data/train" --json "$made/metrics.json"
     ;;
 *)
     echo "There is no model $model." >&2
