@@ -74,6 +74,8 @@ class MedSegRStage:
         if settings["freeze_image_encoder"]:
             model.image_encoder.requires_grad_(False)
         keep_trunks(model, settings.get("kept_stages", 0))
+        for adapter in model.adapters.values():
+            adapter.gates.data[0] += settings.get("open_location", 0.0)  # type: ignore[operator,index]
 
     def draw(self, phase: Phase) -> tuple[list[Sample], ImageBatch, list[Priors]]:
         """A fresh batch of images with something outlined, and what is told of each."""

@@ -92,7 +92,9 @@ def test_medseg_r_learns_from_a_segmenter_on(bench: Bench, tmp_path: Path, is_wh
     save_tensors(tmp_path / "start.safetensors", kind(bench, TINY_SIM4SEG).module.state_dict())
     stage = MedSegRStage(bench, MEDSEG)
     settings = {"freeze_image_encoder": True, "leave_out": ["shape"], "missing": {"report": 0.2}}
-    stage.begin(settings, [tmp_path / "start.safetensors"])
+    stage.begin({**settings, "open_location": 0.5}, [tmp_path / "start.safetensors"])
+    for adapter in stage.learner.model.adapters.values():
+        assert adapter.gates.tolist() == [0.5, 0.0, 0.0]
     encoder = {n: v.clone() for n, v in stage.learner.model.image_encoder.state_dict().items()}
     losses = learn(stage, tmp_path, 10, 64)
     assert sum(losses[-3:]) < sum(losses[:3])
