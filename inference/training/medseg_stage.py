@@ -74,8 +74,8 @@ class MedSegRStage:
         if settings["freeze_image_encoder"]:
             model.image_encoder.requires_grad_(False)
         keep_trunks(model, settings.get("kept_stages", 0))
-        for adapter in model.adapters.values():
-            adapter.gates.data[0] += settings.get("open_location", 0.0)  # type: ignore[operator,index]
+        for adapter in adapters_of(model).values():
+            adapter.gates.data[0] += settings.get("open_location", 0.0)
 
     def draw(self, phase: Phase) -> tuple[list[Sample], ImageBatch, list[Priors]]:
         """A fresh batch of images with something outlined, and what is told of each."""
@@ -146,20 +146,30 @@ class AttendStage(MedSegRStage):
         return attention_loss(maps, batch.masks, priors)
 
 
+def adapters_of(model: MedSegR) -> dict[int, PerceptualAdapter]:
+    """The adapters by the stage or block that each stands before."""
+    found = {int(site): adapter for site, adapter in model.adapters.items()}
+    return {site: adapter for site, adapter in found.items() if isinstance(adapter, PerceptualAdapter)}
+
+
 class _SeenEnough(Exception):
     """Every adapter has had its features."""
 
 
 def early_maps(model: MedSegR, pixels: Tensor, prior_ids: Tensor) -> list[Tensor]:
-    """What `attention_maps` collects, of features that nothing steers, without the rest of the encoder."""
+    """What `attention_maps` collects, of features that nothing steers, without the rest of the encoder.
+
+    pixels (B, 3, S, S) normalised, prior_ids (B, 3, P) int64 -> (B, 1, h, w) in 0..1, one for each site.
+    """
     maps: list[Tensor] = []
     fused: list[Tensor] = []
+    adapters = adapters_of(model)
 
     def look(site: int, x: Tensor) -> Tensor:
-        if str(site) in model.adapters:
+        if site in adapters:
             fused[:] = fused or [model.cognitive(prior_ids, x)]
-            maps.append(model.adapters[str(site)].attention(x, fused[0][:, 0]))  # type: ignore[operator]
-        if len(maps) == len(model.adapters):
+            maps.append(adapters[site].attention(x, fused[0][:, 0]))
+        if len(maps) == len(adapters):
             raise _SeenEnough
         return x
 
@@ -174,8 +184,7 @@ def attention_maps(model: MedSegR) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
     hooks = [
         adapter.attention.register_forward_hook(lambda _, __, out: maps.append(out))
-        for adapter in model.adapters.values()
-        if isinstance(adapter, PerceptualAdapter)
+        for adapter in adapters_of(model).values()
     ]
     try:
         yield maps
