@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains sim4seg-s from ImageNet's weights and makes its package: two hours and a half on two cores. Stages that were begun go on.
+# Trains sim4seg-s from ImageNet's weights and makes its package: three hours on two cores. Stages that were begun go on.
 # DATA, CACHE, RUNS and VERSION may come from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
