@@ -22,7 +22,7 @@ demo: $(DEFAULT) ## a node, a PACS and three studies: ONCE=1 ends by itself, STU
 test: $(DEV) ## everything, with real peers: ARGS="-k word" for a part
 	@scripts/system_packages.sh
 	@scripts/get_ohif.sh
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile --reruns 1 $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --reruns 1 -rR $(ARGS)
 
 soak: $(DEV) ## power cuts and SIGKILLs, as root: CUTS=50 KILLS=100 SEED=1; fails on any loss
 	@scripts/system_packages.sh
@@ -45,7 +45,7 @@ format: $(DEV) ## rewrite what the formatter and the linter can
 lock: $(DEV) ## locks/*.txt from pyproject.toml: ARGS=--upgrade for the newest
 	@scripts/lock.sh $(ARGS)
 
-train-small: $(DEV) ## trains the shipped models on DATA (../shared/data) and makes their packages, in four hours
+train-small: $(DEV) ## trains the shipped models on DATA (../shared/data) and makes their packages, in seven hours
 	@scripts/train.sh
 	@scripts/train_more.sh prs-med-s
 	@scripts/train_more.sh medseg-r-s

@@ -45,6 +45,7 @@ class Kind(StrEnum):
     NO_CONTEXT = "NO_CONTEXT"  # the SOP class, or every transfer syntax we can give, was not accepted
     NO_DESTINATION = "NO_DESTINATION"  # the configuration has it no longer
     NO_INSTANCE = "NO_INSTANCE"  # our own file or row is missing
+    DAMAGED = "DAMAGED"  # our own file is not what was stored
     UNREADABLE = "UNREADABLE"  # our own file cannot be read now
     NOT_COMMITTED = "NOT_COMMITTED"  # stored, but Storage Commitment says otherwise; numbers: the reason
 
@@ -179,6 +180,10 @@ OTHERS: Final[Mapping[Kind, Meaning]] = {
         _SELDOM, "The configuration has no destination of this name: put it back, or withdraw the delivery."
     ),
     Kind.NO_INSTANCE: Meaning(_NEVER, "The instance or its file is missing here: run `dicom-node fsck`."),
+    Kind.DAMAGED: Meaning(
+        _NEVER,
+        "Our own file is damaged: restore it from the backup (`dicom-node fsck` names it), then redeliver.",
+    ),
     Kind.UNREADABLE: Meaning(_SOON, "Our own file cannot be read now: check disk or object store."),
     Kind.NOT_COMMITTED: Meaning(
         _SOON, "The destination took it, but does not commit to keeping it: it is sent again."

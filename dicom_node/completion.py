@@ -3,10 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from dicom_node.routing import RouteChoice, SeriesAttributes, choose_route
 from dicom_node.settings import NodeSettings
+from dicom_node.steady import steadily
 from dicom_node.unmatched import NO_RULE, NOT_ROUTED, job_that_tells
 from storage.database import Database, Transaction
 from storage.identity import note_identity, patients_of
@@ -38,9 +40,15 @@ def complete_studies(database: Database, settings: NodeSettings) -> list[str]:
         quiet = quiet_studies(tx, settings.completion.quiet_period_s)
     job_ids: list[str] = []
     for study in quiet:
-        with database.transaction() as tx:
-            job_ids += _complete(tx, study, settings)
+        complete = partial(_complete_one, database, study, settings)
+        uid = study.study_instance_uid
+        job_ids += steadily(complete, otherwise=[], what="the completion of a study", study_instance_uid=uid)
     return job_ids
+
+
+def _complete_one(database: Database, quiet: QuietStudy, settings: NodeSettings) -> list[str]:
+    with database.transaction() as tx:
+        return _complete(tx, quiet, settings)
 
 
 def _complete(tx: Transaction, quiet: QuietStudy, settings: NodeSettings) -> list[str]:

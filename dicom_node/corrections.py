@@ -9,11 +9,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from dicom_node.errors import ChildFailed, ChildrenBusy
 from dicom_node.limited import LimitedPool
 from dicom_node.same_segments import count_overlap, read_facts
+from dicom_node.steady import steadily
 from storage.corrections import (
     SEGMENTATIONS,
     Judgement,
@@ -52,7 +54,12 @@ def judge_corrections(database: Database, files: FileStore, children: LimitedPoo
     """Compare what has come and nobody has compared; gives how many verdicts there are now."""
     with database.reading() as tx:
         pending = pending_corrections(tx)
-    return sum(_judge(database, files, children, number, came) for number, came in pending)
+    judged = 0
+    for number, came in pending:
+        judge = partial(_judge, database, files, children, number, came)
+        extra = {"sop_instance_uid": came.sop_instance_uid}
+        judged += steadily(judge, otherwise=False, what="the comparison of a correction", **extra)
+    return judged
 
 
 def _judge(database: Database, files: FileStore, children: LimitedPool, number: int, came: Instance) -> bool:

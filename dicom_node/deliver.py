@@ -26,9 +26,10 @@ from storage.deliveries import (
     heartbeat_delivery,
     retry_delivery_later,
 )
-from storage.errors import InstanceMissing, LeaseLost, StorageError
+from storage.errors import InstanceDamaged, InstanceMissing, LeaseLost, StorageError
 from storage.files import FileStore
 from storage.index import find_instance
+from storage.soundness import sound_local
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +132,11 @@ def _file(delivery: ClaimedDelivery, services: DeliveryServices, stack: ExitStac
     if instance is None:
         return _End(Answer(Kind.NO_INSTANCE), "the index does not show the instance")
     try:
-        return stack.enter_context(services.files.local(instance.path))
+        return stack.enter_context(sound_local(services.files, instance.path))
     except InstanceMissing as error:
         return _End(Answer(Kind.NO_INSTANCE), str(error))
+    except InstanceDamaged as error:
+        return _End(Answer(Kind.DAMAGED), str(error))
     except StorageError as error:
         return _End(Answer(Kind.UNREADABLE), str(error))
 

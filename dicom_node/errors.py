@@ -17,7 +17,8 @@ NodeError
 |   +-- IndexUnavailable             0xA700  503  the database does not answer
 |   +-- UnexpectedFailure            0x0110  500  a fault of ours
 |   +-- ChildrenBusy                 0xA700  503  every limited child is at work
-|   +-- InputUnreadable              0xA700  503  a stored file is missing, or the disk does not give it
+|   +-- InputUnreadable              0xA700  503  a stored file is missing, damaged, or not given by the disk
+|   +-- StoredDamaged                0xC000  500  a stored file has other bytes than were stored
 +-- ChildFailed                      content of an instance could not be worked on in its limited child
 |   +-- PixelBudgetExceeded          0xC000  406  it needed more memory or time than allowed
 |   +-- DecodeFailed                 0xC000  406  the decoder refused it
@@ -195,8 +196,17 @@ class ChildrenBusy(NodeUnable):
     advice = "Ask again later, or for fewer frames at once."
 
 
+class StoredDamaged(NodeUnable):
+    """A stored file has other bytes than were stored."""
+
+    dimse_status = 0xC000
+    http_status = 500
+    stow_failure_reason = 0x0110
+    advice = "The operator finds it with `dicom-node fsck` and restores it from the backup."
+
+
 class InputUnreadable(NodeUnable):
-    """A stored file is missing, or the disk or the object store does not give its bytes."""
+    """A stored file is missing or damaged, or the disk or the object store does not give its bytes."""
 
     dimse_status = 0xA700
     http_status = 503

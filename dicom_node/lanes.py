@@ -1,14 +1,10 @@
 """9 DELIVER, side by side. Each destination has threads of its own, so that a slow one delays no other."""
 
-import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from storage.errors import StorageError
-
-logger = logging.getLogger(__name__)
+from dicom_node.steady import steadily
 
 LOOK_AGAIN_S = 2.0  # when no wake-up comes: the broker may be down
 
@@ -68,13 +64,6 @@ class Lanes:
     def _run(self, destination: str, event: threading.Event) -> None:
         while not self._is_stopping.is_set():
             event.clear()
-            if not self._pass(destination):
+            work = partial(self._work, destination)
+            if not steadily(work, otherwise=False, what="a pass over the outbox", destination=destination):
                 event.wait(self._look_again_s)
-
-    def _pass(self, destination: str) -> bool:
-        try:
-            return self._work(destination)
-        except (SQLAlchemyError, StorageError, OSError):
-            # Database and disk come back; a lane that ended would leave its results waiting for ever.
-            logger.exception("a pass over the outbox failed", extra={"destination": destination})
-            return False

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
 from logging.handlers import RotatingFileHandler
@@ -26,6 +27,8 @@ FIELDS = frozenset(
 WITHHELD = "(text withheld: it may carry patient values)"
 NOISY = ("highdicom", "pydicom", "pynetdicom", "py.warnings", "kombu", "amqp", "alembic")
 MAX_BYTES = 10 * 1024 * 1024
+
+logger = logging.getLogger(__name__)
 
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -83,8 +86,23 @@ def configure_logging(home: Path, process: str, level: str, *, to_stderr: bool =
     logging.getLogger("uvicorn.access").disabled = True  # query strings name patients
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    sys.excepthook = _tell_the_end
+    threading.excepthook = _tell_the_end_of_a_thread
     for noisier in ("kombu.connection", "celery.app.trace"):  # "no host name", "succeeded"
         logging.getLogger(noisier).setLevel(logging.ERROR)
+
+
+def _tell_the_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of Python's own hook, which writes the text of any error to stderr, so into a file."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logger.critical("an error ended the process", exc_info=(kind, error, trace))
+
+
+def _tell_the_end_of_a_thread(told: threading.ExceptHookArgs) -> None:
+    if told.exc_value is not None and told.exc_type is not SystemExit:
+        exc_info = told.exc_type, told.exc_value, told.exc_traceback
+        logger.critical("an error ended a thread", exc_info=exc_info)
 
 
 def _is_trusted(logger: str) -> bool:

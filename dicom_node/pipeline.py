@@ -37,11 +37,12 @@ from dicom_node.unmatched import NO_MODEL, NO_RULE, NOT_ROUTED
 from inference.contract import Predictor
 from inference.errors import InputRejected
 from storage.database import Database
-from storage.errors import InstanceMissing, StorageUnavailable
+from storage.errors import InstanceDamaged, InstanceMissing, StorageUnavailable
 from storage.files import FileStore
 from storage.index import find_study, instances_of_series, series_of_study
 from storage.jobs import FAILED, ClaimedJob, cancel_job, complete_job, series_asked_alike
 from storage.questions import send_repeated
+from storage.soundness import sound_local
 from storage.tables import Job
 from storage.versions import (
     OutdatedError,
@@ -249,6 +250,6 @@ def _reports(job: ClaimedJob, services: Services, held: ExitStack) -> list[Path]
 
 def _local(stored: Sequence[str], services: Services, held: ExitStack) -> list[Path]:
     try:
-        return [held.enter_context(services.files.local(path)) for path in stored]
-    except (InstanceMissing, StorageUnavailable) as error:
+        return [held.enter_context(sound_local(services.files, path)) for path in stored]
+    except (InstanceDamaged, InstanceMissing, StorageUnavailable) as error:
         raise InputUnreadable(str(error)) from error

@@ -5,6 +5,7 @@ what is under way goes on; above the hard one instances are refused (0xA700, 507
 hard watermark is for results: deliveries, jobs and the database go on.
 """
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,8 @@ from typing import Final
 from dicom_node import readiness
 from dicom_node.header import MIB
 from storage.durable import errno_name
+
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.2  # the figures are not older than this
 FSYNC: Final = "fsync"
@@ -32,6 +35,7 @@ class Pressure:
         self._hard_bytes = hard_bytes
         self._soft_bytes = max(soft_bytes, hard_bytes)
         self._is_draining = threading.Event()
+        self._is_distrusted = False
         self._looked_at = float("-inf")
         self._free: int | None = None
         self._problem: str | None = None
@@ -65,7 +69,11 @@ class Pressure:
     def fsync_failed(self) -> None:
         """Take nothing any more until the node is started again: nobody knows what the disk holds."""
         sentence = "fsync failed: what was written last may be lost; check the disk, then restart the node"
-        readiness.report(self._home, FSYNC, sentence)
+        self._is_distrusted = True
+        try:
+            readiness.report(self._home, FSYNC, sentence)
+        except OSError as error:  # the same disk, most likely; this process has to remember it alone
+            logger.critical(sentence, extra={"reason": f"nor could it be reported ({errno_name(error)})"})
         self._looked_at = float("-inf")
 
     def _look(self) -> None:
@@ -73,7 +81,7 @@ class Pressure:
         if now - self._looked_at < LOOK_EVERY_S:
             return
         free, problem = _free_bytes(self._root)
-        if readiness.is_reported(self._home, FSYNC):
+        if self._is_distrusted or readiness.is_reported(self._home, FSYNC):
             problem = "an fsync failed: the disk is not trusted until the node is started again"
         missing = [name for name in self._needs if readiness.is_reported(self._home, name)]
         self._missing = f"not ready: {', '.join(missing)}; see /health/ready" if missing else None

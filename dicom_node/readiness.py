@@ -35,9 +35,18 @@ def problems(home: Path) -> list[Problem]:
             text = path.read_text(encoding="utf-8")[:MAX_FILE_BYTES]
         except FileNotFoundError:  # taken back between the look and the reading
             continue
-        told = json.loads(text)
-        found.append(Problem(told["process"], told["problem"]))
+        found.append(_problem_in(text, path))
     return found
+
+
+def _problem_in(text: str, path: Path) -> Problem:
+    try:
+        told = json.loads(text)
+        return Problem(told["process"], told["problem"])
+    except (ValueError, TypeError, KeyError):  # a power cut may leave it empty
+        process = path.stem.removeprefix("readiness-")
+        sentence = f"what {process} reported cannot be read: see its log, and start the node again"
+        return Problem(process, sentence)
 
 
 def is_reported(home: Path, process: str) -> bool:

@@ -27,12 +27,13 @@ from dicom_node.settings import NodeSettings
 from storage.database import Database, database_now
 from storage.errors import DatabaseRefused, InstanceMissing, InstanceUnidentified
 from storage.files import FileStore, StoredObject, open_files
-from storage.fsck import digest_of, unreferenced
+from storage.fsck import unreferenced
 from storage.index import IndexResult, find_instance, index_instance, is_held
 from storage.journal_recovery import LeftBehind
 from storage.part10 import StoredFile, is_address
 from storage.records import VALUE_ERRORS, InstanceRecord, Origin, record_from_dataset
 from storage.rulings import write_rulings
+from storage.soundness import digest_of, recorded_digest
 from storage.tables import Study
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class Recovery:
     def record_of(self, stored: StoredObject, origin: Origin = RECOVERED) -> InstanceRecord | None:
         """Read what the index keeps of a file; None when its bytes cannot be believed."""
         sha256 = digest_of(self._files, stored.path)
-        if f"{sha256}.dcm" != stored.path.rsplit("/", 1)[-1]:
+        if sha256 != recorded_digest(stored.path):
             return None
         file = StoredFile(stored.path, sha256, stored.size_bytes)
         try:
@@ -144,9 +145,8 @@ class Recovery:
 
     def _drop_copy(self, copy: StoredObject, path: str) -> Fate:
         """Delete the second copy of an instance, once the first has been read and is what it should be."""
-        sha256 = copy.path.rsplit("/", 1)[-1].removesuffix(".dcm")
         with suppress(InstanceMissing):
-            if digest_of(self._files, path) == sha256:
+            if digest_of(self._files, path) == recorded_digest(copy.path):
                 self._files.delete(copy.path)
         return Fate.DUPLICATE
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -91,29 +91,41 @@ class Supervisor:
         exit_status = child.process.poll()
         if exit_status is None:
             return
-        child.failures = 1 if now - child.started_at > HEALTHY_AFTER_S else child.failures + 1
-        delay_s = min(FIRST_RESTART_S * 2.0 ** min(child.failures - 1, 16), self._longest_restart_s)
+        if now - child.started_at > HEALTHY_AFTER_S:
+            child.failures = 0
         self._forget(child)
-        child.start_after = now + delay_s
-        extra = {"process_name": child.name, "exit_status": exit_status, "delay_s": delay_s}
-        logger.error("process ended, starting it again", extra=extra)
+        self._put_off(child, "process ended, starting it again", exit_status=exit_status)
+
+    def _put_off(self, child: Child, message: str, **told: object) -> None:
+        """Start it later, and later each time."""
+        child.failures += 1
+        delay_s = min(FIRST_RESTART_S * 2.0 ** min(child.failures - 1, 16), self._longest_restart_s)
+        child.start_after = time.monotonic() + delay_s
+        logger.error(message, extra={"process_name": child.name, "delay_s": delay_s, **told})
 
     def _start(self, child: Child) -> None:
-        child.log = (self._home / "logs" / f"{child.name}.out").open("ab")
-        child.process = subprocess.Popen(
-            child.command,
-            stdin=subprocess.DEVNULL,
-            stdout=child.log,
-            stderr=child.log,
-            env=_environment(),
-            start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends them in order
-        )
+        try:
+            child.log = (self._home / "logs" / f"{child.name}.out").open("ab")
+            child.process = subprocess.Popen(
+                child.command,
+                stdin=subprocess.DEVNULL,
+                stdout=child.log,
+                stderr=child.log,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends them in order
+            )
+        except OSError as error:  # no room, memory or descriptors: the other processes go on meanwhile
+            self._forget(child)
+            self._put_off(child, "process cannot be started, trying again", reason=str(error.strerror))
+            return
         child.started_at = time.monotonic()
-        self._pid_file(child.name).write_text(f"{child.process.pid}\n", encoding="ascii")
+        with suppress(OSError):  # on a full disk the node works on; the file is for people
+            self._pid_file(child.name).write_text(f"{child.process.pid}\n", encoding="ascii")
         logger.info("process started", extra={"process_name": child.name, "pid": child.process.pid})
 
     def _forget(self, child: Child) -> None:
-        self._pid_file(child.name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._pid_file(child.name).unlink(missing_ok=True)
         child.process = None
         if child.log is not None:
             child.log.close()

@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from kombu.exceptions import OperationalError
-from sqlalchemy.exc import SQLAlchemyError
-
 from dicom_node.audit.activity import kept
 from dicom_node.completion import complete_studies
 from dicom_node.corrections import judge_corrections
@@ -17,10 +14,10 @@ from dicom_node.purge import purge
 from dicom_node.recovery import OrphanCollector
 from dicom_node.services import open_decoders
 from dicom_node.settings import NodeSettings
+from dicom_node.steady import steadily
 from dicom_node.tasks import WakeUps
 from storage.database import Database
 from storage.deliveries import due_destinations
-from storage.errors import StorageError
 from storage.files import open_files
 from storage.jobs import due_jobs
 from storage.part10 import discard_stale
@@ -58,11 +55,7 @@ class Sweep:
     def run_once(self) -> None:
         """One pass; a step that fails is logged and tried again in the next."""
         for step in self._steps:
-            try:
-                step()
-            except (SQLAlchemyError, StorageError, OSError, OperationalError):
-                # Database, disk and broker come back; a sweep that ended would leave every study waiting.
-                logger.exception("a step of the sweep failed", extra={"process_name": step.__name__})
+            steadily(step, otherwise=None, what="a step of the sweep", process_name=step.__name__)
 
     def _complete(self) -> None:
         complete_studies(self._database, self._settings)

@@ -38,6 +38,14 @@ class InferenceSettings(BaseModel):
     max_delay_ms: float = Field(
         2.0, ge=0, le=1000, description="Longest wait of an image for company, in milliseconds."
     )
+    max_answers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Answers that take their language steps together, where jobs.at_once allows it; each may "
+        "begin and end at any step of the others. For large models on a device: on two cores the small ones "
+        "are slower together.",
+    )
     cache_mb: int = Field(
         256,
         ge=0,
@@ -55,7 +63,7 @@ class InferenceSettings(BaseModel):
         1,
         ge=1,
         le=16,
-        description="Answers that Sim4Seg chooses one of (test-time scaling); 4 cost 1.5 times one.",
+        description="Answers that Sim4Seg chooses one of (test-time scaling); 4 cost twice one.",
     )
     regions_per_path: int = Field(
         2, ge=1, le=8, description="Region prompts tried for each answer, where there are several answers."

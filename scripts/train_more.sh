@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains one more model beside sim4seg-s and makes its package: scripts/train_more.sh prs-med-s | medseg-r-s |
 # lisa-s | sim4seg-after-s | unet-s. Stages that were begun go on. prs-med-s, medseg-r-s and sim4seg-after-s start
-# from what scripts/train.sh left in RUNS, else from the weights in the shipped package. DATA, CACHE, RUNS, PACKAGES
-# and VERSION may come from the environment.
+# from what scripts/train.sh left in RUNS, else from the weights in the shipped package. DATA, CACHE, RUNS, PACKAGES,
+# VERSION and HURRY (see train.sh) may come from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 model=${1:?name a model: prs-med-s, medseg-r-s, lisa-s, sim4seg-after-s or unet-s}
@@ -31,9 +31,9 @@ finish() { # WEIGHTS FAMILY [more for the gate]
     mkdir -p "$folder"
     cp inference/packages/sim4seg-s/tokenizer.json "$folder/"
     module export.parity --weights "$1" --data "$data/train" --package "$folder" --version "$version" \
-        --family "$2" "${@:3}"
+        --family "$2" "${gate[@]}" "${@:3}"
     module training.evaluate --package "$folder" --data "$data/train" --json "$folder/metrics.json" \
-        --variants all --variant-limit 40 --processes "$threads"
+        --variants all --variant-limit 40 --processes "$threads" "${few[@]}"
     module export.package --package "$folder" --version "$version"
 }
 sim4seg() { # [more for the gate]: every stage of sim4seg-s, on this recipe
@@ -54,7 +54,8 @@ prs-med-s)
 medseg-r-s)
     together attend --start "$(start_of sharpen)"
     together adapt --start "$(weights attend)"
-    finish "$(weights adapt)" medseg_r
+    together listen --start "$(weights adapt)"
+    finish "$(weights listen)" medseg_r
     ;;
 lisa-s) sim4seg --top-k 0 ;;
 sim4seg-after-s)
@@ -63,7 +64,7 @@ sim4seg-after-s)
     ;;
 unet-s)
     together unet
-    module training.evaluate --unet "$(weights unet)" --data "$data/train" --json "$made/metrics.json"
+    module training.evaluate --unet "$(weights unet)" --data "$data/train" --json "$made/metrics.json" "${few[@]}"
     ;;
 *)
     echo "There is no model $model." >&2

@@ -43,7 +43,14 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from storage.durable import disk_errors, make_durable_directory
-from storage.errors import DatabaseRefused, SchemaMismatch, StorageError, StorageFull, StorageUnavailable
+from storage.errors import (
+    DatabaseDamaged,
+    DatabaseRefused,
+    SchemaMismatch,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
 
 Transaction: TypeAlias = Session
 DRIVER = "driver"  # key of `Session.info`: the driver's connection, where it is known to stay the same
@@ -53,6 +60,7 @@ _LOOK_AGAIN_S = 0.0002
 ANSWER_WITHIN_S = 20.0  # as settings.database_answer_s, for those without a configuration
 _POOL_TIMEOUT_S = 10.0
 _DISK_FULL = frozenset({"SQLITE_FULL", "53100"})  # SQLite's error name, PostgreSQL's SQLSTATE
+_DAMAGED = frozenset({"SQLITE_NOTADB", "XX001", "XX002"})  # and SQLite's SQLITE_CORRUPT, in its variants
 _MIGRATION_LOCK = 0x51345E6  # any number that nobody else uses for pg_advisory_xact_lock
 
 
@@ -405,6 +413,11 @@ def _storage_error(error: DBAPIError) -> StorageError:
     name = getattr(orig, "sqlite_errorname", None) or getattr(orig, "sqlstate", None)
     if name in _DISK_FULL:
         return StorageFull("the database has no room left: free disk space")
+    if name in _DAMAGED or str(name).startswith("SQLITE_CORRUPT"):
+        return DatabaseDamaged(
+            f"the database is damaged ({name}): stop the node, and restore the backup; or move the database "
+            "away (SQLite's has files beside it that end in -wal and -shm) and run `dicom-node rebuild-index`"
+        )
     if isinstance(error, OperationalError | InterfaceError) and name != "SQLITE_ERROR":
         return StorageUnavailable(f"the database cannot be used now ({name or type(orig).__name__})")
     return DatabaseRefused(f"the database refused a statement ({name}: {_what_was_refused(orig)})")

@@ -2,7 +2,8 @@
 
 StorageError
 ├── StorageUnavailable     the database or the disk cannot be used now; trying again may help
-│   └── StorageFull        no room left (ENOSPC, EDQUOT, database full)
+│   ├── StorageFull        no room left (ENOSPC, EDQUOT, database full)
+│   └── DatabaseDamaged    the database's own files are damaged: no repetition helps, a person has to
 ├── NotDurable             fsync failed: nobody knows what the disk holds; never tried again
 ├── DatabaseRefused        a statement broke a constraint: a mistake of this program
 ├── SchemaMismatch         the tables are older or newer than this program
@@ -10,6 +11,7 @@ StorageError
 ├── InstanceUnidentified   a data set without usable UIDs
 ├── InstanceConflict       a known UID came with other content
 ├── InstanceMissing        a row without its file, or a UID that nobody knows
+├── InstanceDamaged        a file whose bytes are not those that were stored
 ├── PathRefused            a relative path that this room did not hand out
 ├── SearchRefused          a search value that cannot be matched
 ├── IllegalTransition      a job or delivery was asked for a state it cannot reach
@@ -29,6 +31,10 @@ class StorageUnavailable(StorageError):
 
 class StorageFull(StorageUnavailable):
     """There is no room for more: free disk space or raise the quota."""
+
+
+class DatabaseDamaged(StorageUnavailable):
+    """The database finds its own files damaged: restore the backup, or make the index anew from the files."""
 
 
 class NotDurable(StorageError):
@@ -66,6 +72,10 @@ class InstanceConflict(StorageError):
 
 class InstanceMissing(StorageError):
     """The instance or its file is not here."""
+
+
+class InstanceDamaged(StorageError):
+    """The file of an instance has other bytes than were stored: restore it from the backup."""
 
 
 class PathRefused(StorageError):

@@ -4,7 +4,6 @@ Both ways are walked in batches, so memory does not grow with the archive, and n
 while files are read. Nothing is changed here; `dicom_node.fsck` acts on what this finds.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +17,10 @@ from storage.database import Database
 from storage.errors import InstanceMissing, StorageUnavailable
 from storage.files import FileStore, StoredObject
 from storage.part10 import stale_incoming
+from storage.soundness import digest_of
 from storage.tables import Conflict, Instance
 
 _BATCH = 500
-_CHUNK_BYTES = 1 << 20
 _STALE_AFTER_S = 3600.0
 _IN_FLIGHT_S = 60.0  # younger files are looked up again at the end: their rows may have been on the way
 _MAX_LISTED = 10_000
@@ -129,19 +128,6 @@ def unreferenced(db: Database, batch: Iterable[StoredObject]) -> list[StoredObje
             *tx.scalars(select(Conflict.path).where(Conflict.second_sha256.in_(digests))),
         }
     return [stored for stored in candidates if stored.path not in known]
-
-
-def digest_of(files: FileStore, path: str) -> str:
-    """Sha256 of a stored file; raises InstanceMissing, StorageUnavailable."""
-    digest = hashlib.sha256()
-    with files.open(path) as file:
-        try:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        except OSError as error:
-            msg = f"the file {path} cannot be read"
-            raise StorageUnavailable(msg) from error
-    return digest.hexdigest()
 
 
 def _unsound(db: Database, files: FileStore, tell: Progress) -> Iterator[Finding]:

@@ -5,7 +5,7 @@
     trail.py      the door: one method for each event; never fails, never waits for anybody
     spool.py      the records on disk: one chain across all processes of the node
     verify.py     whether a record was altered, removed or moved
-    forward.py    to an audit record repository by syslog (syslog.py), in order, at least once
+    forward.py    to an audit record repository by syslog (syslog.py, tls_stream.py), in order, at least once
     keeper.py     the thread that flushes, sends on, and removes what is old enough
 
 The trail holds UIDs and, only where `audit.patient_ids` says so, Patient ID and name.

@@ -195,6 +195,12 @@ def logged_in(ours: Node, user: str, address: str, *, is_success: bool) -> Event
     return Event(codes.USER_AUTHENTICATION, "E", participants, outcome=outcome, kind=codes.LOGIN)
 
 
+def logged_out(ours: Node, user: str, address: str) -> Event:
+    """A person ended the session."""
+    participants = Participant(user, is_requestor=True, address=address), ours.takes_part()
+    return Event(codes.USER_AUTHENTICATION, "E", participants, kind=codes.LOGOUT)
+
+
 def log_used(ours: Node, user: str, trail: str) -> Event:
     """A person read the trail here."""
     by = Participant(user, is_requestor=True, address=ours.address)
@@ -223,7 +229,7 @@ SENT: Final = {
     codes.STUDY_DELETED: "a study is removed by `retention`",
     codes.PATIENT_RECORD: "known images come again with another patient (`identity.corrections_from`)",
     codes.QUERY: "C-FIND, QIDO-RS, search for workitems",
-    codes.USER_AUTHENTICATION: "a log-in, or a token that is not believed",
+    codes.USER_AUTHENTICATION: "a log-in, a log-out, or a token that is not believed",
     codes.SECURITY_ALERT: "an association is rejected by AE title, address or certificate, a TLS handshake "
     "fails, a right is missing, another site's page asks for a change; and, as information, what operators "
     "do: jobs and deliveries asked for again, an index made anew or mended, workitems created, changed and "

@@ -13,7 +13,7 @@ from dicom_node.audit.trail import AUDIT, spool_of
 from dicom_node.backoff import backoff_s
 from dicom_node.errors import TlsUnusable
 from dicom_node.settings import NodeSettings
-from storage.errors import StorageError
+from dicom_node.steady import steadily
 
 FLUSH_EVERY_S: Final = 1.0
 REMOVE_EVERY_S: Final = 3600.0
@@ -32,6 +32,7 @@ class Keeper:
         self._audit = settings.audit
         self._spool = spool_of(settings)
         self._flushed, self._remove_after = Mark(), 0.0
+        self._failures = 0  # to send the trail on, one after the other
         self._is_stopping = threading.Event()
         self._threads = [threading.Thread(target=self._tend, name="audit", daemon=True)]
         if self._audit.syslog != "off":
@@ -53,11 +54,7 @@ class Keeper:
     def _tend(self) -> None:
         while True:
             is_last = self._is_stopping.wait(FLUSH_EVERY_S)
-            try:
-                self.tend()
-            except (OSError, StorageError) as error:
-                extra = {"reason": type(error).__name__}
-                logger.error("the audit trail cannot be tended", extra=extra)  # noqa: TRY400 - every second
+            steadily(self.tend, otherwise=None, what="tending the audit trail")
             if is_last:
                 return
 
@@ -82,16 +79,20 @@ class Keeper:
         return count
 
     def _forward(self) -> None:
-        failures = 0
         while not self._is_stopping.is_set():
-            try:
-                is_more = Forwarder(self._spool, sender_of(self._settings)).step() > 0
-                failures = 0
-            except (NotSent, TlsUnusable, OSError) as error:
-                failures, is_more = failures + 1, False
-                reason = str(error) if isinstance(error, NotSent | TlsUnusable) else type(error).__name__
-                extra = {"reason": reason, "attempt": failures}
-                logger.warning("the audit trail was not sent on: it waits", extra=extra)
-            if not is_more:
-                pause_s = backoff_s(failures, FIRST_RETRY_S, MAX_RETRY_S) if failures else FIRST_RETRY_S
-                self._is_stopping.wait(pause_s)
+            if not steadily(self._send_some, otherwise=False, what="sending the audit trail on"):
+                pauses = self._failures, FIRST_RETRY_S, MAX_RETRY_S
+                self._is_stopping.wait(backoff_s(*pauses) if self._failures else FIRST_RETRY_S)
+
+    def _send_some(self) -> bool:
+        """Whether there may be more to send at once."""
+        try:
+            count = Forwarder(self._spool, sender_of(self._settings)).step()
+        except (NotSent, TlsUnusable, OSError) as error:
+            self._failures += 1
+            reason = str(error) if isinstance(error, NotSent | TlsUnusable) else type(error).__name__
+            extra = {"reason": reason, "attempt": self._failures}
+            logger.warning("the audit trail was not sent on: it waits", extra=extra)
+            return False
+        self._failures = 0
+        return count > 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from dicom_node.audit.record import Record
+from dicom_node.audit.tls_stream import TlsStream
 from dicom_node.audit.trail import host_name
 from dicom_node.errors import TlsUnusable
 from dicom_node.settings import NodeSettings
@@ -87,12 +88,10 @@ class TlsSender:
         """Send `messages` and wait until the repository has closed the connection after the last."""
         host = self._address[0]
         try:
-            with (
-                socket.create_connection(self._address, timeout=TIMEOUT_S) as plain,
-                self._context.wrap_socket(plain, server_hostname=host) as connection,
-            ):
-                connection.sendall(b"".join(map(framed, messages)))
-                _end(connection)
+            with socket.create_connection(self._address, timeout=TIMEOUT_S) as plain:
+                stream = TlsStream(plain, self._context, host)
+                stream.send(b"".join(map(framed, messages)))
+                stream.end()
         except OSError as error:
             raise NotSent(f"{host}:{self._address[1]}: {_reason(error)}") from error
 
@@ -113,17 +112,6 @@ class UdpSender:
                     outlet.sendto(message[:MAX_DATAGRAM], target)
         except OSError as error:
             raise NotSent(f"{host}:{port}: {_reason(error)}") from error
-
-
-def _end(connection: ssl.SSLSocket) -> None:
-    """Close, and wait for the other side to do so; raises OSError when it broke off instead."""
-    try:
-        connection.unwrap()
-    except ssl.SSLEOFError:
-        return  # a FIN without close_notify: it read our end, or the kernel would have sent a RST
-    except ssl.SSLError as error:
-        if error.reason != "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
-            raise
 
 
 def _reason(error: OSError) -> str:

@@ -125,6 +125,10 @@ class Trail:
         if is_success or self._alerts.ask(f"login {address}") is not None:
             self._write([events.logged_in(self.ours, user, address, is_success=is_success)])
 
+    def logged_out(self, user: str, address: str) -> None:
+        """Somebody ended a session."""
+        self._write([events.logged_out(self.ours, user, address)])
+
     def operated(self, user: str, address: str, what: str) -> None:
         """A person had the node do something."""
         self._write([events.operated(self.ours, user, address, what)])

@@ -1,8 +1,9 @@
 """Receiving beside three peers in the same run: same files, same sender, interleaved rounds, medians.
 
 The sender is DCMTK's storescu with TCP_NODELAY (it leaves Nagle's algorithm on: 44 ms an instance), from the
-page cache; it shares the machine with the receivers. What a success means is stated in every row. The row of
-the node without its guarantees says what they cost: the same door on a C library whose fsync does nothing.
+page cache; it shares the machine with the receivers, and what it takes stands beside what they take. What a
+success means is stated in every row. The row of the node without its guarantees says what they cost: the same
+door on a C library whose fsync does nothing.
 
 What a server has written is emptied before the next one comes, and removed only when all is over: emptied
 files give their memory back, which every later server gets alike, while removed ones make it slow for minutes
@@ -12,6 +13,7 @@ to create new ones (ext4 without a journal passes over the inodes of removed fil
 import http.client
 import os
 import platform
+import resource
 import shutil
 import socket
 import statistics
@@ -55,8 +57,8 @@ FILLED: Final = 100_000  # instances that are in the index already
 UNSAFE: Final = "node, unsafe"  # the row without guarantees
 PEERS: Final = ("orthanc", "pynetdicom", "storescp")
 TITLES: Final = (
-    f"{'CASE':<12}{'SERVER':<16}{'PER S':>9}{'MIN':>9}{'MAX':>9}{'MB/S':>8}{'CPU MS':>8}{'PEAK MB':>9}"
-    "  SUCCESS MEANS"
+    f"{'CASE':<12}{'SERVER':<16}{'PER S':>9}{'MIN':>9}{'MAX':>9}{'MB/S':>8}"
+    f"{'CPU MS':>8}{'SENDER':>8}{'PEAK MB':>9}  SUCCESS MEANS"
 )
 WORK_FOLDER: Final = ".cache"  # below the folder it is started in: /tmp may be no disk
 
@@ -93,6 +95,7 @@ class Measured:
 
     per_s: float
     cpu_ms: float  # of the server, for one instance
+    sender_ms: float  # of storescu; of what is sent from this process nothing
     peak_mb: float
 
 
@@ -156,17 +159,27 @@ def _measure(folder: Path, case: Case, server: Server) -> Measured:
     folder.mkdir()
     try:
         with server.run(folder) as running:
-            cpu = cpu_seconds(running.pid)
+            cpu, sender = cpu_seconds(running.pid), _ended_children_s()
             began = time.perf_counter()
             case.send(running)
             seconds = time.perf_counter() - began
-            used = cpu_seconds(running.pid) - cpu
-            measured = Measured(case.instances / seconds, used / case.instances * 1e3, peak_mb(running.pid))
+            each_ms = 1e3 / case.instances
+            measured = Measured(
+                per_s=case.instances / seconds,
+                cpu_ms=(cpu_seconds(running.pid) - cpu) * each_ms,
+                sender_ms=(_ended_children_s() - sender) * each_ms,
+                peak_mb=peak_mb(running.pid),
+            )
         _require_all(folder, case)
         return measured
     finally:
         _empty(folder)
         os.sync()  # what one server leaves to be written does not slow the next one
+
+
+def _ended_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _empty(folder: Path) -> None:
@@ -377,6 +390,7 @@ def _table(
             lines.append(
                 f"{case.name:<12}{server.name:<16}{rate:>9.1f}{min(rates):>9.1f}{max(rates):>9.1f}"
                 f"{rate * case.megabytes / case.instances:>8.1f}{_median(rounds, 'cpu_ms'):>8.2f}"
+                f"{_median(rounds, 'sender_ms'):>8.2f}"
                 f"{_median(rounds, 'peak_mb'):>9.1f}  {server.durability}"
             )
     floor = f"{floors['fsyncs_per_s']} fsyncs of 4 KB a second, {floors['socket_mb_per_s']} MB/s by loopback"
@@ -410,6 +424,7 @@ def _figures(
             "instances": case.instances, "per_s": round(rates[case.name, server.name], 1),
             "rounds": [round(each.per_s, 1) for each in results[case.name, server.name]],
             "cpu_ms": round(_median(results[case.name, server.name], "cpu_ms"), 3),
+            "sender_ms": round(_median(results[case.name, server.name], "sender_ms"), 3),
             "peak_mb": round(_median(results[case.name, server.name], "peak_mb"), 1),
         }
         for case in cases

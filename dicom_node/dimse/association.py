@@ -24,6 +24,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
+from dicom_node.audit.dimse import caller
 from dicom_node.audit.events import Tally
 from dicom_node.dimse.mixed_store import ArrivingInstance, Begin
 from storage.records import VALUE_ERRORS
@@ -84,8 +85,7 @@ class ServedAssociation(Association):
         if len(self._arriving) >= MAX_ARRIVING:
             raise ValueError("request after request comes before the answer to the first")
         syntax = str(self._accepted_cx[request.context_id or 0].transfer_syntax[0])
-        calling_ae = str(self.requestor.ae_title).strip()
-        self._arriving.append(ArrivingInstance(partial(self.rooms.begin, request, syntax, calling_ae)))
+        self._arriving.append(ArrivingInstance(partial(self.rooms.begin, request, syntax, caller(self))))
         return self._arriving[-1]
 
     def forget_arriving(self) -> None:

@@ -7,13 +7,13 @@ on a new association with the configured peer; to an AE that is no peer, on the 
 Source: PS3.4 J.3.2 and J.3.3, Table J.3-3 (failure reasons); PS3.7 10.1.4 (N-ACTION statuses).
 """
 
-import hashlib
 import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, cast
 
 from pydicom import Dataset
@@ -21,6 +21,7 @@ from pynetdicom import build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_ACTION
 
+from dicom_node.audit.dimse import caller
 from dicom_node.backoff import backoff_s
 from dicom_node.dimse.calling import Proposal, associated, caller_of
 from dicom_node.dimse.commitment import (
@@ -41,6 +42,7 @@ from dicom_node.dimse.store_scp import status
 from dicom_node.errors import NotAuthorised, PeerError
 from dicom_node.settings import NodeSettings
 from dicom_node.settings_network import Right
+from dicom_node.steady import steadily
 from storage.commitment_ledger import (
     ClaimedReport,
     Reference,
@@ -57,6 +59,7 @@ from storage.errors import InstanceMissing, StorageError
 from storage.files import FileStore
 from storage.index import find_instance
 from storage.records import VALUE_ERRORS
+from storage.soundness import digest_of
 
 SUCCESS: Final = 0x0000
 NO_SUCH_ACTION: Final = 0x0123
@@ -64,7 +67,6 @@ INVALID_ARGUMENT: Final = 0x0115
 MAX_REFERENCES: Final = 50_000
 POLL_S: Final = 2.0
 LEASE_S: Final = 120.0
-READ_BYTES: Final = 1024 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +75,12 @@ def answer_commitment_request(
     event: evt.Event, settings: NodeSettings, database: Database, reporter: "CommitmentReporter"
 ) -> tuple[Dataset, None]:
     """Take a request in, and owe its report; handler of EVT_N_ACTION."""
-    calling_ae = str(event.assoc.requestor.ae_title).strip()
+    requestor = caller(event.assoc)
     try:
-        require_right(settings, calling_ae, Right.COMMIT)
+        require_right(settings, requestor, Right.COMMIT)
         transaction_uid, references = _read(event)
         with database.transaction() as tx:
-            queue_report(tx, transaction_uid, calling_ae, references)
+            queue_report(tx, transaction_uid, requestor.ae_title, references)
     except NotAuthorised as refusal:
         return status(refusal.dimse_status, str(refusal)), None
     except _Refused as refusal:
@@ -98,15 +100,12 @@ def failure_reason(reference: Reference, database: Database, files: FileStore) -
             return NO_SUCH_INSTANCE
         if row.sop_class_uid != reference.sop_class_uid:
             return CLASS_CONFLICT
-        digest = hashlib.sha256()
-        with files.open(row.path) as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
+        is_sound = digest_of(files, row.path) == row.sha256
     except InstanceMissing:
         return NO_SUCH_INSTANCE
     except (OSError, StorageError):
         return PROCESSING_FAILURE
-    return None if digest.hexdigest() == row.sha256 else PROCESSING_FAILURE
+    return None if is_sound else PROCESSING_FAILURE
 
 
 class CommitmentReporter:
@@ -146,10 +145,7 @@ class CommitmentReporter:
         while not self._is_stopping.is_set():
             self._is_waking.wait(POLL_S)
             self._is_waking.clear()
-            try:
-                self._report_all()
-            except StorageError as error:
-                logger.warning("reports wait for the database", extra={"reason": type(error).__name__})
+            steadily(self._report_all, otherwise=None, what="a pass over the commitment reports")
 
     def _report_all(self) -> None:
         with self._database.reading() as tx:
@@ -160,7 +156,8 @@ class CommitmentReporter:
             with self._database.transaction() as tx:
                 claimed = claim_report(tx, report_id, self._worker, LEASE_S)
             if claimed is not None:
-                self._report(claimed)
+                report = partial(self._report, claimed)
+                steadily(report, otherwise=None, what="a commitment report", peer=claimed.ae_title)
 
     def _report(self, claimed: ClaimedReport) -> None:
         failed = self._failed(claimed)

@@ -12,7 +12,7 @@ from pydicom.uid import UID
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.events import Event
 
-from dicom_node.audit.dimse import find_asked
+from dicom_node.audit.dimse import caller, find_asked
 from dicom_node.dimse.matches import Match, render
 from dicom_node.dimse.query_model import Level, Request, read_request
 from dicom_node.dimse.rights import require_right
@@ -34,14 +34,16 @@ def answer_find(
     event: Event, settings: NodeSettings, database: Database
 ) -> Iterator[tuple[Dataset | int, Dataset | None]]:
     """Yield (status, identifier) for every match, and a failure where there is one to tell."""
-    calling_ae = str(event.assoc.requestor.ae_title).strip()
+    asker = caller(event.assoc)
     try:
-        require_right(settings, calling_ae, Right.QUERY)
+        require_right(settings, asker, Right.QUERY)
         request = _request(event)
         find_asked(event, settings)
         matches = _search(database, _query(event, request, settings.dimse.max_matches), request.level)
     except NodeError as error:
-        logger.warning("query refused", extra={"status": f"0x{error.dimse_status:04X}", "peer": calling_ae})
+        logger.warning(
+            "query refused", extra={"status": f"0x{error.dimse_status:04X}", "peer": asker.ae_title}
+        )
         yield status(error.dimse_status, str(error)), None
         return
     for match in matches[: settings.dimse.max_matches]:

@@ -15,7 +15,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.events import Event
 
 from dicom_node.announced import Announced
-from dicom_node.audit.events import Tally
+from dicom_node.audit.events import Node, Tally
 from dicom_node.dimse.rights import require_right
 from dicom_node.dimse.store_scp import SUCCESS, status
 from dicom_node.errors import NodeError, Unparseable
@@ -28,7 +28,7 @@ from storage.index import Origin
 
 logger = logging.getLogger(__name__)
 
-Begin = Callable[[C_STORE_RQ, str, str], Intake]  # the request, its transfer syntax, and who sends it
+Begin = Callable[[C_STORE_RQ, str, Node], Intake]  # the request, its transfer syntax, and who sends it
 
 
 class ArrivingInstance:
@@ -79,11 +79,11 @@ class ArrivingInstance:
 def beginning_of(settings: NodeSettings, receiver: Receiver) -> Begin:
     """Give the function that begins to take an instance, if its sender may store."""
 
-    def begin(request: C_STORE_RQ, transfer_syntax: str, calling_ae: str) -> Intake:
-        require_right(settings, calling_ae, Right.STORE)
+    def begin(request: C_STORE_RQ, transfer_syntax: str, sender: Node) -> Intake:
+        require_right(settings, sender, Right.STORE)
         command = request.command_set
         uids = (str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID))
-        return receiver.begin(Announced(*uids, transfer_syntax, Origin("DIMSE", calling_ae)))
+        return receiver.begin(Announced(*uids, transfer_syntax, Origin("DIMSE", sender.ae_title)))
 
     return begin
 

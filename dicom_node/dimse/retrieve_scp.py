@@ -19,7 +19,7 @@ from pynetdicom.dimse_primitives import C_GET, C_MOVE
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import PresentationContext
 
-from dicom_node.audit.dimse import retrieval_began
+from dicom_node.audit.dimse import caller, retrieval_began
 from dicom_node.dimse.dimse_command import MAX_COMMENT_CHARACTERS
 from dicom_node.dimse.query_model import read_request, retrieval_query
 from dicom_node.dimse.rights import peer_of, require_right
@@ -92,7 +92,7 @@ class Retrieval:
             suboperations = self._suboperations(association, request)
         except NodeError as error:
             code = f"0x{error.dimse_status:04X}"
-            logger.warning("retrieval refused", extra={"status": code, "peer": _calling_ae(association)})
+            logger.warning("retrieval refused", extra={"status": code, "peer": caller(association).ae_title})
             exchange.answer(error.dimse_status, comment=str(error))
             return
         counts = Counts(len(instances))
@@ -108,13 +108,13 @@ class Retrieval:
         destination = peer_of(self._settings, str(request.MoveDestination))
         if destination is None:
             raise DestinationUnknown("the move destination is not among the peers")
-        originator = (_calling_ae(association), int(request.MessageID or 1))
+        originator = (caller(association).ae_title, int(request.MessageID or 1))
         return Suboperations(self._settings, self._files, peer=destination, originator=originator)
 
     def _instances(
         self, association: Association, request: RetrieveRequest, syntax: str
     ) -> Sequence[Instance]:
-        require_right(self._settings, _calling_ae(association), Right.RETRIEVE)
+        require_right(self._settings, caller(association), Right.RETRIEVE)
         asked = read_request(request.Identifier, syntax, str(request.AffectedSOPClassUID))
         query = retrieval_query(asked, PAGE)
         found: list[InstanceMatch] = []
@@ -206,7 +206,3 @@ def _carry_out(exchange: _Exchange, outcomes: Iterator[Outcome], counts: Counts)
         if counts.remaining:
             exchange.answer(PENDING, counts)
     return False
-
-
-def _calling_ae(association: Association) -> str:
-    return str(association.requestor.ae_title).strip()

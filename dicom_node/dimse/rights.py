@@ -22,11 +22,11 @@ def rights_of(settings: NodeSettings, calling_ae: str) -> frozenset[Right]:
     return frozenset(settings.dimse.others_may)
 
 
-def require_right(settings: NodeSettings, calling_ae: str, right: Right) -> None:
-    """Raise NotAuthorised unless the AE has the right."""
-    if right not in rights_of(settings, calling_ae):
-        why = f"{calling_ae.strip()} may not {right} here; see peers.may"
-        trail_of(settings).refused(Node(calling_ae.strip()), why, RESTRICTED_FUNCTION)
+def require_right(settings: NodeSettings, caller: Node, right: Right) -> None:
+    """Raise NotAuthorised unless the AE that called has the right."""
+    if right not in rights_of(settings, caller.ae_title):
+        why = f"{caller.ae_title} may not {right} here; see peers.may"
+        trail_of(settings).refused(caller, why, RESTRICTED_FUNCTION)
         raise NotAuthorised(why)
 
 

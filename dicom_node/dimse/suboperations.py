@@ -20,6 +20,7 @@ from dicom_node.errors import NodeError, PeerError
 from dicom_node.settings import NodeSettings
 from storage.errors import StorageError
 from storage.files import FileStore
+from storage.soundness import sound_local
 from storage.tables import Instance
 
 MAX_CONTEXTS: Final = 128  # Source: PS3.8 9.3.2.2: odd ids, 1 to 255
@@ -93,7 +94,7 @@ class Suboperations:
         if syntax is None:
             return Outcome(uid, NO_CONTEXT)
         try:
-            with self._files.local(instance.path) as stored:
+            with sound_local(self._files, instance.path) as stored:
                 if syntax == instance.transfer_syntax_uid:
                     return Outcome(uid, self._store(association, stored))
                 copy = self._copies().plain_copy(stored, syntax)

@@ -16,7 +16,7 @@ from dicom_node.header import PIXEL_TAGS, PixelElement
 from dicom_node.web.media_types import MULTIPART, OCTET_STREAM, MultipartWriter, accepted
 from dicom_node.web.ranges import asked_range, content_response, range_headers, unsatisfiable
 from dicom_node.web.services import WebServices, instances_at, services_of
-from dicom_node.web.stored import data_set_of, raw_value, read_pieces, served_syntax
+from dicom_node.web.stored import begun, data_set_of, raw_value, read_pieces, served_syntax
 from dicom_node.web.wado import entity_tag, is_unchanged, open_frames, takes_parts, validators
 from storage.retrieval import KeptInstance
 
@@ -74,11 +74,11 @@ def _native_response(
     headers = headers | {"Accept-Ranges": "bytes"}
     stretch = asked_range(request, size, headers["ETag"])
     if stretch is None:
-        whole = read_pieces(files, row, pixels.value_offset, size)
+        whole = begun(read_pieces(files, row, pixels.value_offset, size))
         return StreamingResponse(whole, 200, headers | {"Content-Length": str(size)}, OCTET_STREAM)
     if not stretch:
         return unsatisfiable(size)
-    pieces = read_pieces(files, row, pixels.value_offset + stretch.start, len(stretch))
+    pieces = begun(read_pieces(files, row, pixels.value_offset + stretch.start, len(stretch)))
     return StreamingResponse(pieces, 206, headers | range_headers(stretch, size), OCTET_STREAM)
 
 

@@ -2,7 +2,8 @@
 
 An instance's JSON depends on its file alone, and the file of a digest never changes, so nothing here can be
 out of date; all of it may be deleted at any time. It holds patient data, hence the rights of its folders.
-One folder a study, so that a study is forgotten in one step.
+One folder a study, so that a study is forgotten in one step. Nothing is synced, so a power cut may leave a
+file short or empty: each says its length first, and one that has another is made anew.
 """
 
 import hashlib
@@ -13,21 +14,24 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from dicom_node.errors import Unparseable
+from pydicom.errors import InvalidDicomError
+
 from dicom_node.web.dicom_json import bulk_element, render_data_set
-from dicom_node.web.stored import data_set_of
+from dicom_node.web.stored import data_set_of, unreadable
 from storage.files import FileStore
 from storage.records import VALUE_ERRORS
 from storage.retrieval import KeptInstance
 
-FORM: Final = "3"  # changes with what is rendered, so that nothing of an older program is served
+FORM: Final = "4"  # changes with what is rendered, so that nothing of an older program is served
 DICOM_WEB: Final = "/dicom-web"
 MIN_JOINED: Final = 16  # instances; fewer are joined at every request
 MAX_JOINED_BYTES: Final = 64 * 1024 * 1024
 PIECE_BYTES: Final = 1024 * 1024
+LENGTH_DIGITS: Final = 16  # before the JSON: its length in bytes
 TRIM_EVERY: Final = 500  # files written between two looks at the size of the folder
 
 
@@ -43,9 +47,9 @@ class MetadataCache:
     def of_instance(self, files: FileStore, row: KeptInstance) -> bytes:
         """Return the JSON object of one instance."""
         path = self._study_folder(row.study_instance_uid) / f"{row.sha256}.json"
-        known = _read(path)
-        if known is not None:
-            return known
+        with suppress(OSError), path.open("rb") as file:
+            if _is_whole(file):
+                return file.read()
         rendered = render_instance(files, row)
         self._keep(path, rendered)
         return rendered
@@ -56,12 +60,11 @@ class MetadataCache:
             yield from self._array(files, rows)
             return
         path = self._study_folder(rows[0].study_instance_uid) / f"all-{tag}.json"
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(PIECE_BYTES):
-                    yield piece
-        except FileNotFoundError:
-            yield from self._joined(files, rows, path)
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            if _is_whole(file):
+                yield from iter(partial(file.read, PIECE_BYTES), b"")
+                return
+        yield from self._joined(files, rows, path)
 
     def forget_study(self, study_instance_uid: str) -> None:
         """Remove all that is kept of a study, at its erasure."""
@@ -106,6 +109,7 @@ class MetadataCache:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             draft.touch(mode=0o600, exist_ok=False)
             with draft.open("wb") as file:
+                file.write(b"%0*d" % (LENGTH_DIGITS, len(content)))
                 file.write(content)
             draft.replace(path)
         with self._lock:
@@ -123,13 +127,13 @@ class MetadataCache:
 
 
 def render_instance(files: FileStore, row: KeptInstance) -> bytes:
-    """Render one instance; raises Unparseable when its file is not what it was when it was received."""
+    """Render one instance; raises Unparseable, StoredDamaged."""
     address = f"{instance_address(row)}/bulkdata"
     try:
         with data_set_of(files, row) as (dataset, pixels):
             rendered: dict[str, Any] = render_data_set(dataset, address)
-    except VALUE_ERRORS as error:
-        raise Unparseable("the stored data set cannot be read") from error
+    except (InvalidDicomError, *VALUE_ERRORS) as error:
+        raise unreadable(files, row, "the stored data set cannot be read") from error
     rendered["00083002"] = {"vr": "UI", "Value": [row.transfer_syntax_uid]}
     if pixels is not None:
         rendered[f"{pixels.tag:08X}"] = bulk_element(pixels.vr, address, pixels.tag)
@@ -145,8 +149,7 @@ def instance_address(row: KeptInstance) -> str:
     )
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+def _is_whole(file: BinaryIO) -> bool:
+    """Whether all of a kept file is there; it then stands where the JSON begins."""
+    told = file.read(LENGTH_DIGITS)
+    return told.isdigit() and os.fstat(file.fileno()).st_size == LENGTH_DIGITS + int(told)

@@ -3,10 +3,13 @@
 A deflated data set is inflated within the limits it was received under, never wholly for its header.
 """
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain, islice
 from typing import BinaryIO, Final, Literal
 
 from pydicom import Dataset, dcmread
@@ -14,16 +17,18 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_node.errors import NotFound
+from dicom_node.errors import NodeError, NotFound, StoredDamaged, Unparseable
 from dicom_node.header import MIB, PIXEL_TAGS, Header, HeaderLimits, inflate, mapped, read_header
 from storage.errors import InstanceMissing
 from storage.files import FileStore
 from storage.records import VALUE_ERRORS
 from storage.retrieval import KeptInstance
+from storage.soundness import digest_of
 
 DEFER_BYTES: Final = 16 * 1024  # longer values stay in the file until they are asked for
 PIECE_BYTES: Final = 512 * 1024
 LIMITS: Final = HeaderLimits()
+DAMAGED: Final = "a file of this address is not what was stored"
 MISSING: Final = "a file of this address is missing: the operator can run dicom-node fsck"
 NATIVE: Final = frozenset({str(ImplicitVRLittleEndian), str(DeflatedExplicitVRLittleEndian)})
 
@@ -44,13 +49,23 @@ def opened(files: FileStore, row: KeptInstance) -> Iterator[BinaryIO]:
     ------
     NotFound
         If the index has it and the disk has not; `dicom-node fsck` lists such.
+    StoredDamaged
+        If the file has another length than was stored.
     """
     try:
         file = files.open(row.path)
     except InstanceMissing as error:
         raise NotFound(MISSING) from error
     with file:
+        _require_whole(file, row)
         yield file
+
+
+def _require_whole(file: BinaryIO, row: KeptInstance) -> None:
+    """Raise StoredDamaged where the length alone says that it is not what was stored."""
+    if file.seek(0, os.SEEK_END) != row.size_bytes:
+        raise StoredDamaged(DAMAGED)
+    file.seek(0)
 
 
 def require_files(files: FileStore, rows: Sequence[KeptInstance]) -> None:
@@ -62,19 +77,42 @@ def require_files(files: FileStore, rows: Sequence[KeptInstance]) -> None:
 def read_pieces(
     files: FileStore, row: KeptInstance, start: int = 0, length: int | None = None
 ) -> Iterator[bytes]:
-    """Yield bytes of the Part 10 file from `start`, `length` of them or all."""
+    """Yield bytes of the Part 10 file from `start`, `length` of them or all.
+
+    The last piece of a whole file is given only if all of it is what was stored: an answer that breaks off is
+    better than a damaged one. Raises StoredDamaged.
+    """
     left = row.size_bytes - start if length is None else length
+    digest = hashlib.sha256() if left == row.size_bytes else None
     with opened(files, row) as file:
         file.seek(start)
         while left > 0 and (piece := file.read(min(left, PIECE_BYTES))):
             left -= len(piece)
+            if digest is not None:
+                digest.update(piece)
+                if not left and digest.hexdigest() != row.sha256:
+                    raise StoredDamaged(DAMAGED)
             yield piece
 
 
+def begun(pieces: Iterator[bytes], ahead: int = 1) -> Iterator[bytes]:
+    """Have the first pieces before the status goes out: what cannot be read is told by it."""
+    return chain(list(islice(pieces, ahead)), pieces)
+
+
 def read_structure(files: FileStore, row: KeptInstance) -> Header:
-    """Walk the file: short elements, and where its pixels are."""
-    with _local(files, row) as file:
-        return read_header(file, LIMITS)
+    """Walk the file: short elements, and where its pixels are; raises Unparseable, StoredDamaged."""
+    try:
+        with _local(files, row) as file:
+            return read_header(file, LIMITS)
+    except Unparseable as error:
+        raise unreadable(files, row, str(error)) from error
+
+
+def unreadable(files: FileStore, row: KeptInstance, why: str) -> NodeError:
+    """What to raise for a file that cannot be read: it came like this, or the disk changed it since."""
+    is_as_stored = digest_of(files, row.path) == row.sha256
+    return Unparseable(why) if is_as_stored else StoredDamaged(DAMAGED)
 
 
 @contextmanager
@@ -82,6 +120,7 @@ def data_set_of(files: FileStore, row: KeptInstance) -> Iterator[tuple[Dataset, 
     """Give the data set without its pixels; long values are read from the file while the `with` lasts."""
     try:
         with files.local(row.path) as path, path.open("rb") as file:
+            _require_whole(file, row)
             if row.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
                 yield _read_deflated(file)
                 return
@@ -105,6 +144,7 @@ def _local(files: FileStore, row: KeptInstance) -> Iterator[BinaryIO]:
     """Open the file on this machine's disk, where it can be mapped."""
     try:
         with files.local(row.path) as path, path.open("rb") as file:
+            _require_whole(file, row)
             yield file
     except InstanceMissing as error:
         raise NotFound(MISSING) from error

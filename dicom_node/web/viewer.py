@@ -8,6 +8,7 @@ Source: interop notes on @ohif/app 3.13.2.
 
 import gzip
 import json
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -208,5 +209,7 @@ def _compressed(path: Path, cache: Path) -> Path:
     draft = cache / f"{secrets.token_hex(8)}.part"
     with path.open("rb") as source, gzip.open(draft, "wb", COMPRESSION_LEVEL) as sink:
         shutil.copyfileobj(source, sink)
+    with draft.open("rb") as written:
+        os.fsync(written.fileno())  # or a power cut leaves an empty file, which would be served for ever
     draft.replace(target)
     return target

@@ -5,6 +5,7 @@ Source: PS3.18 10.4, Annex F; the forms that OHIF 3.13.2 asks for.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from starlette.requests import Request
@@ -27,7 +28,7 @@ from dicom_node.web.metadata import MAX_JOINED_BYTES
 from dicom_node.web.qido import require_json
 from dicom_node.web.ranges import asked_range, range_headers, unsatisfiable
 from dicom_node.web.services import PRIVATE, WebServices, instance_address, instances_at, services_of
-from dicom_node.web.stored import read_pieces, require_files
+from dicom_node.web.stored import begun, read_pieces, require_files
 from storage.retrieval import KeptInstance
 
 MAX_FRAMES_ASKED: Final = 10_000
@@ -48,7 +49,7 @@ def retrieve_metadata(request: Request) -> Response:
     body, is_whole = _collected(first, pieces)
     if is_whole:
         return Response(body, 200, validators(tag), DICOM_JSON)
-    return StreamingResponse(_followed(body, pieces), 200, validators(tag), DICOM_JSON)
+    return StreamingResponse(chain([body], pieces), 200, validators(tag), DICOM_JSON)
 
 
 def _collected(first: bytes, rest: Iterator[bytes]) -> tuple[bytes, bool]:
@@ -60,11 +61,6 @@ def _collected(first: bytes, rest: Iterator[bytes]) -> tuple[bytes, bool]:
         if total > MAX_JOINED_BYTES // 4:
             return b"".join(pieces), False
     return b"".join(pieces), True
-
-
-def _followed(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
 
 
 def retrieve_instances(request: Request) -> Response:
@@ -87,7 +83,8 @@ def retrieve_instances(request: Request) -> Response:
     if not any(_is_converted(row, syntax) for row in rows):
         sizes = [(_dicom_type(row, syntax), instance_address(row), row.size_bytes) for row in rows]
         headers["Content-Length"] = str(writer.length(sizes))
-    return StreamingResponse(_begun(writer.render(parts)), 200, headers, writer.content_type)
+    body = begun(writer.render(parts), ahead=2)  # the first part's head, and its first bytes
+    return StreamingResponse(body, 200, headers, writer.content_type)
 
 
 def bare_instance(request: Request, row: KeptInstance, syntax: str) -> Response:
@@ -98,21 +95,16 @@ def bare_instance(request: Request, row: KeptInstance, syntax: str) -> Response:
     require_files(services.files, [row])
     headers = validators(entity_tag([row], f"bare{syntax}")) | ATTACHMENT
     if _is_converted(row, syntax):
-        return StreamingResponse(_begun(_part10(services, row, syntax)), 200, headers, DICOM)
+        return StreamingResponse(begun(_part10(services, row, syntax)), 200, headers, DICOM)
     headers["Accept-Ranges"] = "bytes"
     stretch = asked_range(request, row.size_bytes, headers["ETag"])
     if stretch is None:
         headers["Content-Length"] = str(row.size_bytes)
-        return StreamingResponse(read_pieces(services.files, row), 200, headers, DICOM)
+        return StreamingResponse(begun(read_pieces(services.files, row)), 200, headers, DICOM)
     if not stretch:
         return unsatisfiable(row.size_bytes)
     pieces = read_pieces(services.files, row, stretch.start, len(stretch))
-    return StreamingResponse(pieces, 206, headers | range_headers(stretch, row.size_bytes), DICOM)
-
-
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Have the first piece before the status goes out."""
-    return _followed(next(pieces), pieces)
+    return StreamingResponse(begun(pieces), 206, headers | range_headers(stretch, row.size_bytes), DICOM)
 
 
 def _part10(services: WebServices, row: KeptInstance, syntax: str) -> Iterator[bytes]:

@@ -96,7 +96,7 @@ def load_cases(folder: Path, split: str = "auto", limit: int | None = None) -> l
     cases = [_case(folder, row) for row in wanted]
     if not cases:
         raise ManifestError(f"{folder} has no row to score with split {split!r}; try --split train")
-    return cases if limit is None else _some(cases, limit)
+    return cases if limit is None else some_of_each(cases, limit)
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -182,7 +182,8 @@ def _find(folder: Path, name: str) -> Path:
     raise ManifestError(f"{name} of the manifest is neither below {folder} nor below its parent")
 
 
-def _some(cases: Iterable[Case], limit: int) -> list[Case]:
+def some_of_each(cases: Iterable[Case], limit: int) -> list[Case]:
+    """At most `limit` cases of each data set, picked by the hash of their names."""
     by_dataset: dict[str, dict[str, Case]] = {}
     for case in cases:
         by_dataset.setdefault(case.dataset, {})[case.name] = case

@@ -62,14 +62,11 @@ def report_of(sample: Sample, leave_out: Collection[str] = ()) -> Report:
     return Report(write_report(modality, priors), priors)
 
 
-def training_priors(
-    sample: Sample, rng: Generator, missing: Missing, leave_out: Collection[str] = ()
-) -> Priors:
-    """The sample's priors with report and fields dropped at random, so that the model works without."""
+def lost_fields(rng: Generator, missing: Missing, leave_out: Collection[str] = ()) -> set[str]:
+    """The fields that a training sample is not told, drawn at random, so that the model works without."""
     if rng.random() < missing.report:
-        return NOTHING
-    lost = [name for name in FIELDS if rng.random() < missing.field]
-    return report_of(sample, {*leave_out, *lost}).priors
+        return set(FIELDS)
+    return {*leave_out, *(name for name in FIELDS if rng.random() < missing.field)}
 
 
 def shuffled(priors: Sequence[Priors], seed: int = 0) -> list[Priors]:

@@ -28,16 +28,17 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from inference.export.full_size import GRID, ClipFromSquare, export_large, worst_error
-from inference.export.graphs import ExportSpec, step_spec
+from inference.export.graphs import ExportSpec, cache_of, flat, step_spec
 from inference.export.originals import VITS, fill, original_sam, segment_anything
 from inference.export.peer_models import decoder_spec, shared_decoder
 from inference.export.sam_encoder import EncoderForm
 from inference.export.sam_graphs import encoder_spec, region_decoder_spec
 from inference.models.checkpoints import with_prefix
 from inference.models.full_size import load_clip_tower, load_language_model
-from inference.models.lvlm import Cache, ClipConfig, ClipTower, LanguageConfig, LanguageModel
+from inference.models.lvlm import ClipConfig, ClipTower, LanguageConfig, LanguageModel
 from inference.models.sam import VitImageEncoder
 from inference.models.sim4seg import region_similarity, top_region
+from inference.runtime.language_cache import cache_names, of_layer
 
 Made = tuple[ExportSpec, dict[str, Any]]  # a graph, and what the original library says to its inputs
 LAYERS = 2  # of the language model's 32
@@ -147,10 +148,10 @@ class Prefill(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(1, S, C) -> logits (1, V), state (1, C), keys and values (L, 1, H, S, Dh)."""
-        states, keys, values = self.model(embedded)
-        return self.model.lm_head(states[:, -1]), states[:, -1], keys, values
+    def forward(self, embedded: Tensor) -> tuple[Tensor, ...]:
+        """(1, S, C) -> logits (1, V), state (1, C), keys and values (1, H, S, Dh) of each layer."""
+        states, kept = self.model(embedded)
+        return self.model.lm_head(states[:, -1]), states[:, -1], *flat(kept)
 
 
 class Step(torch.nn.Module):
@@ -160,10 +161,10 @@ class Step(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, 1) and a `Cache` -> logits (N, V), keys, values, state (N, C)."""
-        states, keys, values = self.model(self.model.embed_tokens(token_ids), Cache(*cache))
-        return self.model.lm_head(states[:, -1]), keys, values, states[:, -1]
+    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """(N, 1) and a cache as `step_spec` has it -> logits (N, V), state (N, C), keys and values."""
+        states, kept = self.model.step(self.model.embed_tokens(token_ids), cache_of(cache))
+        return self.model.lm_head(states[:, -1]), states[:, -1], *flat(kept)
 
 
 def language_prefill() -> Made:
@@ -172,7 +173,7 @@ def language_prefill() -> Made:
     embedded = torch.randn(1, 320, ours.config.width)
     want = theirs.model(inputs_embeds=embedded).last_hidden_state[:, -1]
     found = {"logits": theirs.lm_head(want).numpy(), "state": want.numpy()}
-    outputs = ("logits", "state", "prefix_keys", "prefix_values")
+    outputs = ("logits", "state", *cache_names(ours.config.depth, "prefix"))
     return ExportSpec(Prefill(ours), {"embedded": embedded}, outputs, {"embedded": {1: "sequence"}}), found
 
 
@@ -182,16 +183,16 @@ def language_step() -> Made:
     before, said = torch.randint(0, 32000, (1, 32)), torch.randint(0, 32000, (8, 11))
     whole = torch.cat([before.expand(8, -1), said], 1)
     states = theirs.model(input_ids=whole).last_hidden_state[:, -1]
-    _, keys, values = ours(ours.embed_tokens(whole))
-    spec = step_spec(Step(ours), ours.config, ("logits", "present_keys", "present_values", "state_embedding"))
-    parts = {
-        "token_ids": said[:, -1:],
-        "prefix_keys": keys[:, :1, :, :32],
-        "prefix_values": values[:, :1, :, :32],
-        "past_keys": keys[:, :, :, 32:-1],
-        "past_values": values[:, :, :, 32:-1],
-    }
-    spec.inputs.update({name: value.contiguous() for name, value in parts.items()})
+    _, kept = ours(ours.embed_tokens(whole))
+    spec = step_spec(Step(ours), ours.config, ("logits", "state_embedding"))
+    spec.inputs.update(
+        token_ids=said[:, -1:], prefix_lengths=torch.tensor([32]), past_lengths=torch.full((8,), 10)
+    )
+    for layer, parts in enumerate(kept):
+        before_each = [part[:1, :, :32].contiguous() for part in parts]
+        spec.inputs.update(zip(of_layer(layer, "prefix"), before_each, strict=True))
+        since = [part[:, :, 32:-1].contiguous() for part in parts]
+        spec.inputs.update(zip(of_layer(layer, "past"), since, strict=True))
     return spec, {"logits": theirs.lm_head(states).numpy(), "state_embedding": states.numpy()}
 
 

@@ -4,38 +4,23 @@
     python -m inference.export.gpu_bench --device cpu --tiny
 
 The second goes the same way at tiny sizes on the CPU: it shows that everything runs, and no speed. Ours is
-PyTorch in bfloat16: FlexAttention, compiled, captured as CUDA graphs; TensorRT's engine of the encoder stands
-beside it where tensorrt is installed. Medians of at least five, by turns.
+PyTorch in bfloat16: FlexAttention, compiled, captured as CUDA graphs; ONNX Runtime's and TensorRT's engines
+of the encoder stand beside it where they are installed. Medians of at least five, by turns.
 """
 
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
+from inference.export.gpu_engine_rows import engine_rows
 from inference.export.gpu_language_rows import chain_row, language_rows
-from inference.export.gpu_rows import FULL, TINY, Bench, GpuRow, SamPair, cosine, sam_rows
+from inference.export.gpu_rows import FULL, TINY, Bench, GpuRow, sam_rows
 from inference.export.gpu_timing import Ceilings, measure_ceilings
-from inference.export.sam_encoder import EncoderForm
-from inference.export.sam_graphs import encoder_spec
-from inference.export.to_onnx import export_graph
-from inference.export.to_tensorrt import (
-    Profile,
-    TensorRtError,
-    TensorRtProgram,
-    bf16,
-    build_engine,
-    load_tensorrt,
-)
-from inference.models.checkpoints import load_into, with_prefix
-from inference.models.sam import VitImageEncoder
-from inference.runtime.gate_report import MIN_COSINE
 
 NO_GPU = (
     "No CUDA device is visible to PyTorch: nothing was measured. Run this on the machine with the GPU and a "
@@ -47,45 +32,9 @@ EXIT_NO_DEVICE = 2
 def all_rows(bench: Bench) -> Iterator[GpuRow]:
     """Every row of the table, in its order."""
     yield from sam_rows(bench)
-    yield tensorrt_row(bench)
+    yield from engine_rows(bench)
     yield from language_rows(bench)
     yield chain_row(bench)
-
-
-def tensorrt_row(bench: Bench) -> GpuRow:
-    """The first encoder as a native TensorRT engine against our PyTorch one: which is faster is measured."""
-    name, config = next(iter(bench.sizes.vits.items()))
-    row = GpuRow(
-        f"SAM {name} encoder, TensorRT bfloat16", "ours in PyTorch", dtype="bfloat16", batch=bench.sizes.batch
-    )
-    try:
-        trt = load_tensorrt()
-    except TensorRtError as error:
-        return GpuRow(**vars(row) | {"note": f"not measured: {error}"})
-    if bench.device.type != "cuda":
-        return GpuRow(**vars(row) | {"note": "not measured: TensorRT needs a GPU"})
-    pair = SamPair(bench, config)
-    with tempfile.TemporaryDirectory() as folder:
-        program = _tensorrt_program(trt, pair, config, Path(folder))
-    same = cosine(program()["image_embedding"], pair.theirs.image_encoder(pair.pixels))
-    if same < MIN_COSINE:
-        return GpuRow(**vars(row) | {"note": f"refused: cosine {same:.5f} is below {MIN_COSINE}"})
-    note = "fused attention" if program.is_attention_fused(trt) else "attention is not fused"
-    row = GpuRow(**vars(row) | {"parity": f"cosine {same:.5f}", "note": note})
-    return bench.compare(row, program, pair.encode)[0]
-
-
-def _tensorrt_program(trt: object, pair: SamPair, config: object, folder: Path) -> TensorRtProgram:
-    """Export at the batch measured, make it bfloat16, build, open."""
-    with torch.device("cpu"):
-        plain = VitImageEncoder(config).eval()  # type: ignore[arg-type]
-        weights = {name: value.cpu() for name, value in pair.theirs.state_dict().items()}
-        load_into(plain, with_prefix(weights, "image_encoder."))
-        export_graph(encoder_spec(plain, EncoderForm.WHOLE, len(pair.pixels)), folder / "encoder.onnx")
-    bf16(folder / "encoder.onnx", folder / "encoder_bf16.onnx")
-    profiles = {"pixels": Profile.fixed(tuple(pair.pixels.shape))}
-    plan = build_engine(trt, folder / "encoder_bf16.onnx", profiles, folder / "timing.cache")
-    return TensorRtProgram(trt, plan, {"pixels": pair.pixels})
 
 
 def table(rows: list[GpuRow], ceilings: Ceilings) -> str:

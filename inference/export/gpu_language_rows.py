@@ -12,7 +12,7 @@ from inference.export.gpu_timing import Captured
 from inference.export.originals import fill
 from inference.models.full_size import load_language_model
 from inference.models.lvlm import LanguageModel
-from inference.models.lvlm_gpu import StaticDecoder
+from inference.models.lvlm_gpu import StaticDecoder, prefix_of
 from inference.runtime.gate_report import MIN_COSINE
 
 
@@ -35,8 +35,8 @@ class LanguagePair:
         load_language_model(self.ours, self.theirs.state_dict())
         self.decoder = StaticDecoder(self.ours)
         self.prompt = torch.randint(2, config.vocabulary, (1, bench.sizes.prefix))
-        _, keys, values = self.ours(self.ours.embed_tokens(self.prompt))
-        self.decoder.begin(keys, values, paths, bench.sizes.tokens)
+        _, kept = self.ours(self.ours.embed_tokens(self.prompt))
+        self.decoder.begin(kept, paths, bench.sizes.tokens)
         token = torch.zeros(paths, 1, dtype=torch.long)
         self.step = Captured(self._next, (token,), is_compiled=True)
 
@@ -46,8 +46,8 @@ class LanguagePair:
 
     def answer(self) -> Tensor:
         """Read the prompt once, then `tokens` tokens of each path, greedily: (N, tokens)."""
-        states, keys, values = self.ours(self.ours.embed_tokens(self.prompt))
-        self.decoder.prefix.copy_(torch.stack([keys[:, 0], values[:, 0]], 1))
+        states, kept = self.ours(self.ours.embed_tokens(self.prompt))
+        self.decoder.prefix.copy_(prefix_of(kept))
         self.decoder.position.zero_()
         first = self.ours.lm_head(states[:, -1]).argmax(-1, keepdim=True)
         said = [first.expand(self.paths, -1)]
@@ -58,7 +58,7 @@ class LanguagePair:
 
     def first_logits(self) -> Tensor:
         """Logits (1, V) after the prompt."""
-        states, _, _ = self.ours(self.ours.embed_tokens(self.prompt))
+        states, _ = self.ours(self.ours.embed_tokens(self.prompt))
         found: Tensor = self.ours.lm_head(states[:, -1])
         return found
 

@@ -1,13 +1,15 @@
 """The four graphs of a Sim4Seg package, as modules whose inputs and outputs are the graphs'."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from inference.models.lvlm import Cache, LanguageConfig
+from inference.models.lvlm import Cache, Kept, LanguageConfig, LayerCache
 from inference.models.sim4seg import Sim4Seg, region_similarity, top_region
+from inference.runtime.language_cache import cache_names, of_layer
 
 
 @dataclass(frozen=True)
@@ -49,60 +51,78 @@ class LanguagePrefillGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """pixels (1, 3, S, S), text_ids (1, T) -> logits, keys, values, image_tokens, state_embedding."""
+    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, ...]:
+        """pixels (1, 3, S, S), text_ids (1, T) -> logits, image_tokens, state_embedding, keys and values."""
         _, prefix = self.model.embed_image(pixels)
         sequence = torch.cat([prefix, self.model.embed_text(text_ids)], dim=1)
-        states, keys, values = self.model.language_model(sequence)
+        states, kept = self.model.language_model(sequence)
         last = states[:, -1]
         logits = self.model.language_model.lm_head(last)
-        return logits, keys, values, self.model.image_tokens(states)[0], self.model.phi(last)
+        return logits, self.model.image_tokens(states)[0], self.model.phi(last), *flat(kept)
 
 
 class LanguageStepGraph(nn.Module):
-    """One token in for each path, its logits, its state and its longer cache out; the prefix is shared."""
+    """One token in for each path, its logits, its state and its longer cache out; a prefix is shared."""
 
     def __init__(self, model: Sim4Seg) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """token_ids (B, 1), cache as `Cache` -> logits, keys, values, state_embedding."""
+    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """token_ids (B, 1), cache as `step_spec` has it -> logits, state_embedding, keys and values."""
         embedded = self.model.embed_text(token_ids)
-        states, keys, values = self.model.language_model(embedded, Cache(*cache))
-        last = states[:, -1]
-        return self.model.language_model.lm_head(last), keys, values, self.model.phi(last)
+        states, kept = self.model.language_model.step(embedded, cache_of(cache))
+        last = states.reshape(-1, states.shape[-1])
+        return self.model.language_model.lm_head(last), self.model.phi(last), *flat(kept)
+
+
+def flat(kept: Sequence[Kept]) -> tuple[Tensor, ...]:
+    """Keys and values, layer after layer."""
+    return tuple(part for layer in kept for part in layer)
+
+
+def cache_of(parts: Sequence[Tensor]) -> Cache:
+    """The `Cache` of a step graph's inputs, in their order."""
+    prefix_lengths, lengths, *rest = parts
+    layers = [LayerCache(*rest[start : start + 4]) for start in range(0, len(rest), 4)]
+    return Cache(layers, prefix_lengths, lengths)
 
 
 PATHS: dict[int, str] = {0: "batch"}
+PREFIX_AXES: dict[int, str] = {0: "prefixes", 2: "prefix"}
 STEP_AXES: dict[str, dict[int, str]] = {
-    "token_ids": PATHS,
-    "prefix_keys": {3: "prefix"},
-    "prefix_values": {3: "prefix"},
-    "past_keys": {1: "batch", 3: "past"},
-    "past_values": {1: "batch", 3: "past"},
-    "logits": PATHS,
-    "present_keys": {1: "batch", 3: "present"},
-    "present_values": {1: "batch", 3: "present"},
-    "state_embedding": PATHS,
+    "prefix_keys": PREFIX_AXES,
+    "prefix_values": PREFIX_AXES,
+    "past_keys": {0: "batch", 2: "past"},
+    "past_values": {0: "batch", 2: "past"},
+    "present_keys": {0: "batch", 2: "present"},
+    "present_values": {0: "batch", 2: "present"},
+    "prefix_lengths": {0: "prefixes"},
 }
 
 
 def step_spec(module: nn.Module, config: LanguageConfig, outputs: tuple[str, ...]) -> ExportSpec:
-    """A language step's graph: token and cache in, `outputs` out, any number of paths."""
+    """A language step's graph: token and cache in, `outputs` and the longer cache out, for any paths."""
 
-    def part(length: int) -> Tensor:
-        return torch.randn(config.depth, 1, config.key_heads, length, config.per_head)
+    def part(count: int, length: int) -> Tensor:
+        return torch.randn(count, config.key_heads, length, config.per_head)
 
     inputs = {
-        "token_ids": torch.tensor([[7]]),
-        "prefix_keys": part(9),
-        "prefix_values": part(9),
-        "past_keys": part(4),
-        "past_values": part(4),
+        "token_ids": torch.tensor([[7], [8], [9], [10]]),
+        "prefix_lengths": torch.tensor([9, 8]),
+        "past_lengths": torch.tensor([4, 3, 2, 1]),
     }
-    axes = {name: STEP_AXES[name] for name in (*inputs, *outputs)}
+    for layer in range(config.depth):
+        inputs |= {name: part(2, 9) for name in of_layer(layer, "prefix")}
+        inputs |= {name: part(4, 4) for name in of_layer(layer, "past")}
+    outputs = (*outputs, *cache_names(config.depth, "present"))
+    axes = {name: STEP_AXES.get(name.rpartition(".")[0] or name, PATHS) for name in (*inputs, *outputs)}
     return ExportSpec(module, inputs, outputs, axes)
+
+
+def prefill_axes(depth: int) -> dict[str, dict[int, str]]:
+    """Which axes of the text and the cache of a first pass may vary."""
+    return {"text_ids": {1: "text"}, **{name: {2: "prefix"} for name in cache_names(depth, "prefix")}}
 
 
 class MaskDecoderGraph(nn.Module):

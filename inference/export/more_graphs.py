@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from inference.export.graphs import ExportSpec, ImageEncoderGraph, step_spec
-from inference.models.lvlm import Cache
+from inference.export.graphs import (
+    ExportSpec,
+    ImageEncoderGraph,
+    cache_of,
+    flat,
+    prefill_axes,
+    step_spec,
+)
 from inference.models.medseg_r import PRIORS, MedSegR
 from inference.models.prs_med import PrsMed
 from inference.reports import PRIOR_TOKENS
+from inference.runtime.language_cache import cache_names
 
 
 class PrsPrefillGraph(nn.Module):
@@ -17,26 +24,26 @@ class PrsPrefillGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """pixels (1, 3, S, S), text_ids (1, T) -> logits, keys, values, hidden_states (1, S, C)."""
+    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, ...]:
+        """pixels (1, 3, S, S), text_ids (1, T) -> logits, hidden_states (1, S, C), keys and values."""
         _, prefix = self.model.embed_image(pixels)
         sequence = torch.cat([prefix, self.model.embed_text(text_ids)], dim=1)
-        states, keys, values = self.model.language_model(sequence)
-        return self.model.language_model.lm_head(states[:, -1]), keys, values, states
+        states, kept = self.model.language_model(sequence)
+        return self.model.language_model.lm_head(states[:, -1]), states, *flat(kept)
 
 
 class PrsStepGraph(nn.Module):
-    """One token in for each path, its logits and its longer cache out; the prefix is shared."""
+    """One token in for each path, its logits and its longer cache out; a prefix is shared."""
 
     def __init__(self, model: PrsMed) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """token_ids (B, 1), cache as `Cache` -> logits, keys, values."""
-        embedded = self.model.embed_text(token_ids)
-        states, keys, values = self.model.language_model(embedded, Cache(*cache))
-        return self.model.language_model.lm_head(states[:, -1]), keys, values
+    def forward(self, token_ids: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """token_ids (B, 1), cache as `step_spec` has it -> logits, keys and values."""
+        states, kept = self.model.language_model.step(self.model.embed_text(token_ids), cache_of(cache))
+        last = states.reshape(-1, states.shape[-1])
+        return self.model.language_model.lm_head(last), *flat(kept)
 
 
 class FusionDecoderGraph(nn.Module):
@@ -72,23 +79,15 @@ def prs_med_specs(model: PrsMed, side: int = 256) -> dict[str, ExportSpec]:
     pixels = torch.randn(1, 3, side, side)
     with torch.no_grad():
         embedding = model.image_encoder(pixels)
-    prefix = {3: "prefix"}
     return {
         "image_encoder.onnx": ExportSpec(ImageEncoderGraph(model), {"pixels": pixels}, ("image_embedding",)),
         "language_prefill.onnx": ExportSpec(
             PrsPrefillGraph(model),
             {"pixels": pixels, "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
-            ("logits", "prefix_keys", "prefix_values", "hidden_states"),
-            {
-                "text_ids": {1: "text"},
-                "prefix_keys": prefix,
-                "prefix_values": prefix,
-                "hidden_states": {1: "sequence"},
-            },
+            ("logits", "hidden_states", *cache_names(language.depth, "prefix")),
+            {**prefill_axes(language.depth), "hidden_states": {1: "sequence"}},
         ),
-        "language_step.onnx": step_spec(
-            PrsStepGraph(model), language, ("logits", "present_keys", "present_values")
-        ),
+        "language_step.onnx": step_spec(PrsStepGraph(model), language, ("logits",)),
         "mask_decoder.onnx": ExportSpec(
             FusionDecoderGraph(model),
             {

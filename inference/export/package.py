@@ -9,12 +9,16 @@ import argparse
 import json
 import tomllib
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from inference.models.checkpoints import sha256
 from inference.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from inference.prompts import ANSWER_CUE, DIAGNOSES
+from inference.runtime.language_cache import of_layer
 
 GRID = 16  # cells a side
 LICENCE = "Apache-2.0 for the weights; research use only; attributions of the training data in MODEL_CARD.md"
@@ -63,6 +67,7 @@ top_k = {top_k}
 
 [text]
 tokenizer = "tokenizer.json"
+layers = {_language_layers(folder)}
 max_query_tokens = {MAX_QUERY_TOKENS}
 max_new_tokens = {MAX_NEW_TOKENS}
 answer_cue = {json.dumps(ANSWER_CUE)}
@@ -74,6 +79,15 @@ diagnoses = {json.dumps(list(diagnoses))}
 {files}
 """
     (folder / "model.toml").write_text(text)
+
+
+def _language_layers(folder: Path) -> int:
+    """Layers of the language model, as its step keeps them; 0 where there is none."""
+    path = folder / "language_step.onnx"
+    if not path.exists():
+        return 0
+    inputs = {each.name for each in onnx.load(path, load_external_data=False).graph.input}
+    return next(layer for layer in count() if of_layer(layer, "past")[0] not in inputs)
 
 
 def results_table(metrics: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ and writes parity.json. Nothing is written into the package unless every check p
 
 import argparse
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from inference.models.checkpoints import sha256
 from inference.reports import FIELDS, PRIOR_TOKENS
 from inference.runtime.acceptance import unsuitable_prediction
 from inference.runtime.engine import Engine
+from inference.runtime.language_cache import AnswerCache
 from inference.runtime.medseg_r import MedSegRPredictor
 from inference.runtime.model_repository import ModelPackage, open_package
 from inference.runtime.onnx_engine import OnnxEngine
@@ -45,11 +47,14 @@ from inference.settings import InferenceSettings
 class Tolerance:
     """How far a package may stand from its PyTorch weights; ours."""
 
-    relative_error: float = 0.05  # of each output: RMS of the difference over RMS of the output
-    mask_dice: float = 0.97  # mean Dice between the masks of the two, and
-    lowest_mask_dice: float = 0.5  # the worst of them
-    same_text: float = 0.8  # share of answers that are equal, word for word
-    same_diagnosis: float = 0.95
+    relative_error: float = 0.01  # of each output: RMS of the difference over RMS of the output
+    mask_dice: float = 0.9975  # mean Dice between the masks of the two, which is an IoU of 0.995, and
+    lowest_mask_dice: float = 0.99  # the worst of them
+    same_text: float = 1.0  # share of answers that are equal, word for word
+    same_diagnosis: float = 1.0
+
+
+UNGATED = Tolerance(math.inf, 0.0, 0.0, 0.0, 0.0)
 
 
 class ParityError(Exception):
@@ -92,8 +97,8 @@ def graph_errors(
                     errors.get(f"{name}:{key}", 0.0), relative_error(got[key], value)
                 )
             feeds |= want
-            if "prefix_keys" in want:  # some tokens were said before the step
-                feeds |= {f"past_{part}": want[f"prefix_{part}"][..., :3, :] for part in ("keys", "values")}
+            if name == "language_prefill.onnx":  # some tokens were said before the step
+                feeds |= AnswerCache.having_said(want, 3).feeds(np.array([[10]], np.int64))
             feeds["seg_embedding"] = feeds.get("state_embedding", np.zeros((1, 256), np.float32))
     return errors
 
@@ -104,7 +109,6 @@ def first_feeds(package: AnyPredictor, square: NDArray[np.float32]) -> dict[str,
     feeds: dict[str, NDArray[Any]] = {
         "pixels": square,
         "valid_cells": np.ones((grid, grid), np.float32),
-        "token_ids": np.array([[10]], np.int64),
         "prior_ids": np.random.default_rng(0).integers(0, 300, (1, len(FIELDS), PRIOR_TOKENS)),
         "kept": np.ones(len(FIELDS), np.float32),
     }
@@ -237,12 +241,14 @@ def main() -> None:
     parser.add_argument("--family", choices=list(FAMILIES), default="sim4seg")
     parser.add_argument("--top-k", type=int, help="cells of the region prompt; 0 for a model without (LISA)")
     parser.add_argument("--float16", action="store_true", help="no 8-bit weights")
+    parser.add_argument("--ungated", action="store_true", help="whatever it says: for rehearsals of training")
     parser.add_argument("--images", type=int, default=6, help="per data set, for the end-to-end comparison")
     options = parser.parse_args()
     records = load_cases(options.data, limit=options.images)
     family = FAMILIES[options.family]
     top_k = family.top_k if options.top_k is None else options.top_k
-    terms = Terms(options.version, not options.float16, Tolerance(), options.family, top_k)
+    tolerance = UNGATED if options.ungated else Tolerance()
+    terms = Terms(options.version, not options.float16, tolerance, options.family, top_k)
     model = family.load(options.weights, top_k)
     report = export_checked(model, options.package, records, terms)
     report = {"checkpoint_sha256": sha256(options.weights), **report}

@@ -14,29 +14,27 @@ from inference.export.graphs import (
     LanguagePrefillGraph,
     LanguageStepGraph,
     MaskDecoderGraph,
+    prefill_axes,
     step_spec,
 )
 from inference.export.weights import SMALLEST_INT8, shrink_weights
 from inference.models.sim4seg import Sim4Seg
+from inference.runtime.language_cache import cache_names
 
 OPSET = 17  # the first with LayerNormalization in one node
 
 
 def language_specs(model: Sim4Seg, side: int) -> dict[str, ExportSpec]:
     """First pass over image (`side` x `side`) and question, and step, of the language model."""
-    prefix = {3: "prefix"}
+    config = model.config.language
     return {
         "language_prefill.onnx": ExportSpec(
             LanguagePrefillGraph(model),
             {"pixels": torch.randn(1, 3, side, side), "text_ids": torch.tensor([[4, 7, 8, 9, 10, 11]])},
-            ("logits", "prefix_keys", "prefix_values", "image_tokens", "state_embedding"),
-            {"text_ids": {1: "text"}, "prefix_keys": prefix, "prefix_values": prefix},
+            ("logits", "image_tokens", "state_embedding", *cache_names(config.depth, "prefix")),
+            prefill_axes(config.depth),
         ),
-        "language_step.onnx": step_spec(
-            LanguageStepGraph(model),
-            model.config.language,
-            ("logits", "present_keys", "present_values", "state_embedding"),
-        ),
+        "language_step.onnx": step_spec(LanguageStepGraph(model), config, ("logits", "state_embedding")),
     }
 
 

@@ -6,6 +6,7 @@ checkpoints; the tower is CLIP's ViT (Radford et al. 2021) or a small convolutio
 Checked in numbers against `transformers` in tests/inference/models/test_lvlm.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,6 +76,9 @@ class TinyTowerConfig:
         return self.grid**2
 
 
+Kept = tuple[Tensor, Tensor]  # keys and values (B, key heads, T, Dh) of one layer
+
+
 class RmsNorm(nn.Module):
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019)."""
 
@@ -90,57 +94,90 @@ class RmsNorm(nn.Module):
         return self.weight * normal.to(x.dtype)
 
 
-def rotary_tables(
-    start: Tensor | int, length: Tensor | int, head_width: int, base: float
-) -> tuple[Tensor, Tensor]:
-    """cos and sin (length, head_width) of positions start .. start + length - 1 (Su et al. 2021)."""
+def rotary_tables(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., head_width) of `positions` (...) in the sequence (Su et al. 2021)."""
     inverse = base ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
-    positions = torch.arange(length, dtype=torch.float32) + start  # type: ignore[arg-type]
-    angles = positions[:, None] * inverse[None, :]
+    angles = positions[..., None].float() * inverse
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x (B, H, T, Dh) by its positions; halves, not pairs, as in the public checkpoints."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    half = int(x.shape[-1]) // 2  # a constant of a graph
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
 
 
-class Cache(NamedTuple):
-    """Keys and values of what came before: a prefix that all sequences share, and what each said since.
+class LayerCache(NamedTuple):
+    """Keys and values that one layer keeps: of G prefixes, and of what each of B sequences said since."""
 
-    The prefix (image and question) is held once, whatever the number of reasoning paths. Of one layer the
-    first axis is missing.
-    """
-
-    prefix_keys: Tensor  # (L, 1, key heads, S, Dh)
+    prefix_keys: Tensor  # (G, key heads, S, Dh)
     prefix_values: Tensor
-    keys: Tensor  # (L, B, key heads, T, Dh); T may be 0
+    keys: Tensor  # (B, key heads, T, Dh); T may be 0
     values: Tensor
 
 
-def attend_cached(query: Tensor, cache: Cache) -> Tensor:
+class Cache(NamedTuple):
+    """What came before, of all layers.
+
+    A prefix (image and question) is held once, whatever the number of its reasoning paths: each is that of
+    B / G sequences in turn. Shorter prefixes are filled up at their end, shorter answers at their beginning.
+    A tensor for each layer: to take one out of all costs a copy of the whole at every step.
+    """
+
+    layers: Sequence[LayerCache]
+    prefix_lengths: Tensor  # (G,) int64, 1..S
+    lengths: Tensor  # (B,) int64, 0..T
+
+    def positions(self) -> Tensor:
+        """Of the next token of each sequence (B,)."""
+        before = self.prefix_lengths[:, None]
+        return (before + self.lengths.reshape(self.prefix_lengths.shape[0], -1)).flatten()
+
+    def layout(self) -> "Layout":
+        """How the cache is arranged, for all layers."""
+        first = self.layers[0]
+        longest, length = first.prefix_keys.shape[2], first.keys.shape[2]
+        is_beyond = torch.arange(longest) >= self.prefix_lengths[:, None]
+        is_before = torch.arange(length + 1) < length - self.lengths[:, None]
+        hidden = [torch.where(each, -torch.inf, 0.0)[:, None, None] for each in (is_beyond, is_before)]
+        return Layout(self.prefix_lengths.shape[0], longest, hidden[0], hidden[1])
+
+
+class Layout(NamedTuple):
+    """What is the same for all layers of a `Cache`: in a graph it is found once."""
+
+    groups: int  # G
+    longest: int  # S
+    prefix_filling: Tensor  # (G, 1, 1, S), added to the scores: -inf where a prefix is filled up
+    filling: Tensor  # (B, 1, 1, T + 1), likewise
+
+
+def attend_cached(query: Tensor, cache: LayerCache, layout: Layout) -> Tensor:
     """Attention of one new token each, query (B, heads, 1, Dh), over one layer's cache -> the same shape.
 
-    The queries of all sequences meet the prefix in one matrix product.
+    The queries of all sequences of a prefix meet it in one matrix product.
     """
-    key_heads, length, per_head = cache.prefix_keys.shape[1:]
-    repeats = query.shape[1] // key_heads
-    grouped = query[:, :, 0].unflatten(1, (key_heads, repeats)) * per_head**-0.5  # (B, key heads, r, Dh)
+    groups, length = layout.groups, layout.longest
+    heads, key_heads, per_head = (int(each) for each in (query.shape[1], cache.keys.shape[1], query.shape[3]))
+    repeats = heads // key_heads
+    grouped = query.reshape(-1, key_heads, repeats, per_head) * per_head**-0.5
 
-    def together(x: Tensor) -> Tensor:  # (B, key heads, r, n) -> (key heads, B r, n)
-        return x.transpose(0, 1).flatten(1, 2)
+    def together(x: Tensor, width: int) -> Tensor:  # (B, key heads, r, n) -> (G, key heads, B/G r, n)
+        by_group = x.reshape(groups, -1, key_heads, repeats, width).transpose(1, 2)
+        return by_group.reshape(groups, key_heads, -1, width)
 
-    def apart(x: Tensor) -> Tensor:
-        return x.reshape(key_heads, -1, repeats, x.shape[-1]).transpose(0, 1)
+    def apart(x: Tensor, width: int) -> Tensor:
+        by_group = x.reshape(groups, key_heads, -1, repeats, width).transpose(1, 2)
+        return by_group.reshape(-1, key_heads, repeats, width)
 
-    before = apart(together(grouped) @ cache.prefix_keys[0].transpose(1, 2))
-    since = grouped @ cache.keys.transpose(2, 3)
-    weights = torch.cat([before, since], dim=-1).softmax(dim=-1)
-    mixed = apart(together(weights[..., :length]) @ cache.prefix_values[0])
-    mixed = mixed + weights[..., length:] @ cache.values
-    return mixed.flatten(1, 2).unsqueeze(2)
+    before = together(grouped, per_head) @ cache.prefix_keys.transpose(2, 3) + layout.prefix_filling
+    since = grouped @ cache.keys.transpose(2, 3) + layout.filling
+    weights = torch.cat([apart(before, length), since], dim=-1).softmax(dim=-1)
+    early, late = weights[..., :length], weights[..., length:]
+    mixed = apart(together(early, length) @ cache.prefix_values, per_head) + late @ cache.values
+    return mixed.reshape(-1, heads, 1, per_head)
 
 
 class CausalAttention(nn.Module):
@@ -156,28 +193,34 @@ class CausalAttention(nn.Module):
         self.v_proj = nn.Linear(config.width, narrow, bias=False)
         self.o_proj = nn.Linear(inner, config.width, bias=False)
 
-    def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], cache: Cache | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> (B, T, C), keys and values (B, key heads, T, Dh).
-
-        With a cache only one new token may come, so no mask is needed there; its keys and values follow
-        those of the cache that are not of the prefix.
-        """
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Kept]:
+        """x (B, T, C), causal -> (B, T, C), keys and values (B, key heads, T, Dh)."""
         query, key, value = (
             layer(x).unflatten(-1, (-1, self.per_head)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, *tables), rotate(key, *tables)
-        if cache is not None:
-            key, value = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
-            mixed = attend_cached(query, cache._replace(keys=key, values=value))
-        else:
-            wide_key, wide_value = key, value
-            if self.repeats > 1:
-                wide_key, wide_value = (x.repeat_interleave(self.repeats, dim=1) for x in (key, value))
-            mixed = F.scaled_dot_product_attention(query, wide_key, wide_value, is_causal=True)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
+        wide_key, wide_value = key, value
+        if self.repeats > 1:
+            wide_key, wide_value = (x.repeat_interleave(self.repeats, dim=1) for x in (key, value))
+        mixed = F.scaled_dot_product_attention(query, wide_key, wide_value, is_causal=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), (key, value)
+
+    def step(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], cache: LayerCache, layout: Layout
+    ) -> tuple[Tensor, Kept]:
+        """One new token each, x (B, 1, C) -> (B, 1, C), keys and values with it (B, key heads, T + 1, Dh).
+
+        Shapes are constants but for one of each: in a graph a length that is asked for costs an operator.
+        """
+        query, key, value = (
+            layer(x).reshape(-1, layer.out_features // self.per_head, 1, self.per_head)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, *tables), rotate(key, *tables)
+        key, value = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
+        mixed = attend_cached(query, cache._replace(keys=key, values=value), layout)
+        return self.o_proj(mixed.reshape(-1, 1, self.o_proj.in_features)), (key, value)
 
 
 class GatedMlp(nn.Module):
@@ -205,13 +248,19 @@ class LanguageBlock(nn.Module):
         self.input_layernorm = RmsNorm(config.width, config.norm_eps)
         self.post_attention_layernorm = RmsNorm(config.width, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], cache: Cache | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) -> (B, T, C) and this layer's keys and values."""
-        attended, keys, values = self.self_attn(self.input_layernorm(x), tables, cache)
+    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Kept]:
+        """x (B, T, C) -> (B, T, C), and this layer's keys and values."""
+        attended, kept = self.self_attn(self.input_layernorm(x), tables)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
+
+    def step(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], cache: LayerCache, layout: Layout
+    ) -> tuple[Tensor, Kept]:
+        """One new token each, x (B, 1, C) -> (B, 1, C), and this layer's keys and values with it."""
+        attended, kept = self.self_attn.step(self.input_layernorm(x), tables, cache, layout)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
 
 
 class LanguageModel(nn.Module):
@@ -225,30 +274,34 @@ class LanguageModel(nn.Module):
         self.norm = RmsNorm(config.width, config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the layers on embeddings.
+    @property
+    def blocks(self) -> list[LanguageBlock]:
+        """The layers, with their type."""
+        return [layer for layer in self.layers if isinstance(layer, LanguageBlock)]
 
-        Parameters
-        ----------
-        x
-            Embeddings (B, T, C); T = 1 where a cache is given.
-        cache
-            Of what came before, all layers; None at the start.
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Kept]]:
+        """Embeddings (B, T, C) -> states after the final norm (B, T, C); each layer's keys and values."""
+        tables = self._tables(torch.arange(x.shape[1]))
+        kept: list[Kept] = []
+        for layer in self.blocks:
+            x, of_layer = layer(x, tables)
+            kept.append(of_layer)
+        return self.norm(x), kept
 
-        Returns
-        -------
-        tuple
-            States after the final norm (B, T, C); keys and values (L, B, H, T, Dh), of the prefix none.
+    def step(self, x: Tensor, cache: Cache) -> tuple[Tensor, list[Kept]]:
+        """One new token each: as `forward`, for embeddings (B, 1, C) behind what `cache` holds.
+
+        The keys and values are those of the answers, the new token's among them; of the prefixes none.
         """
-        start = 0 if cache is None else cache.prefix_keys.shape[3] + cache.keys.shape[3]
-        tables = rotary_tables(start, x.shape[1], self.config.per_head, self.config.rope_base)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
-            x, key, value = layer(x, tables, None if cache is None else Cache(*(part[i] for part in cache)))
-            keys.append(key)
-            values.append(value)
-        return self.norm(x), torch.stack(keys), torch.stack(values)
+        tables, layout = self._tables(cache.positions()[:, None, None]), cache.layout()
+        kept: list[Kept] = []
+        for layer, held in zip(self.blocks, cache.layers, strict=True):
+            x, of_layer = layer.step(x, tables, held, layout)
+            kept.append(of_layer)
+        return self.norm(x), kept
+
+    def _tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary_tables(positions, self.config.per_head, self.config.rope_base)
 
 
 class ClipBlock(nn.Module):

@@ -7,11 +7,13 @@ token is an output of the step, so the state behind [SEG] costs no second pass.
 Checked on the CPU in tests/inference/models/test_gpu_forms.py; its speed on a GPU has not been measured.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference.models.lvlm import LanguageBlock, LanguageModel, rotate
+from inference.models.lvlm import Kept, LanguageBlock, LanguageModel, rotate
 
 
 class StaticLayer(nn.Module):
@@ -75,14 +77,14 @@ class StaticDecoder(nn.Module):
         super().__init__()
         self.config = plain.config
         self.embed_tokens, self.norm, self.lm_head = plain.embed_tokens, plain.norm, plain.lm_head
-        self.layers = nn.ModuleList(StaticLayer(layer) for layer in plain.layers)  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(StaticLayer(layer) for layer in plain.blocks)
 
-    def begin(self, keys: Tensor, values: Tensor, paths: int, longest: int) -> None:
-        """Take the cache of image and question, keys and values (L, 1, H, S, Dh), as all paths' prefix."""
-        self.prefix = torch.stack([keys[:, 0], values[:, 0]], 1)  # (L, 2, H, S, Dh)
-        layers, _, heads, _, per_head = keys.shape
-        self.said = keys.new_zeros(layers, 2, paths, heads, longest, per_head)
-        self.position = torch.zeros(1, dtype=torch.long, device=keys.device)
+    def begin(self, kept: Sequence[Kept], paths: int, longest: int) -> None:
+        """Take each layer's keys and values (1, H, S, Dh) of image and question as all paths' prefix."""
+        self.prefix = prefix_of(kept)
+        layers, _, heads, _, per_head = self.prefix.shape
+        self.said = self.prefix.new_zeros(layers, 2, paths, heads, longest, per_head)
+        self.position = torch.zeros(1, dtype=torch.long, device=self.prefix.device)
 
     def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """One token of each path (N, 1) -> logits (N, V) and states (N, C); the position moves on by one."""
@@ -101,3 +103,8 @@ class StaticDecoder(nn.Module):
         angles = (self.position + self.prefix.shape[3])[:, None] * inverse
         angles = torch.cat([angles, angles], -1)
         return angles.cos(), angles.sin()
+
+
+def prefix_of(kept: Sequence[Kept]) -> Tensor:
+    """Keys and values (1, H, S, Dh) of each layer as one tensor (L, 2, H, S, Dh)."""
+    return torch.stack([torch.cat(layer) for layer in kept])

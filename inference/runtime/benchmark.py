@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from inference.contract import Image, Prediction, Predictor, Prompt
-from inference.runtime import predictor_class
+from inference.runtime import open_predictor, predictor_class
 from inference.runtime.engine import Engine
 from inference.runtime.graph_work import GraphWork, read_profile
 from inference.runtime.model_repository import ModelPackage, open_package
 from inference.runtime.onnx_engine import OnnxEngine, available_cores
-from inference.runtime.path_cost import QUERY, PathCost, measure_paths
+from inference.runtime.path_cost import QUERY, ImageCost, PathCost, measure_images, measure_paths
 from inference.runtime.predictors import Sim4SegPredictor
 from inference.settings import InferenceSettings
 
@@ -70,6 +70,7 @@ class BenchmarkReport:
     images_per_s: float
     tokens_per_s: float | None  # None where nothing is said
     paths: PathCost | None  # None where there is no reasoning in paths
+    at_once: ImageCost  # questions about several images, as a node answers them
     machine: Machine
     stages: tuple[Stage, ...]
     uncounted: tuple[str, ...]  # operators whose work is missing from the floors
@@ -95,6 +96,7 @@ def run_benchmark(
     )  # before the second set of engines
     seconds = {stage: [one.seconds[stage] for one in predictions] for stage in predictions[0].seconds}
     paths = measure_paths(predictor, image, repeats) if isinstance(predictor, Sim4SegPredictor) else None
+    at_once = measure_images(open_predictor(name, settings), image, repeats, query=query)
     work = _profiled_work(package, settings, image, prompt)
     machine = _raised_roof(machine, seconds, work)
     stages = _stages(seconds, work, machine)
@@ -112,6 +114,7 @@ def run_benchmark(
         images_per_s=1 / statistics.median(seconds["total"]),
         tokens_per_s=steps.runs / steps.median_s if steps else None,
         paths=paths,
+        at_once=at_once,
         machine=machine,
         stages=stages,
         uncounted=tuple(sorted(set().union(*(graph.uncounted for graph in work.values())))),
@@ -140,6 +143,10 @@ def print_report(report: BenchmarkReport) -> None:
     print(f"{report.repeats} predictions {region} a region; {report.images_per_s:.1f} images/s{words}")
     if report.paths:
         print(_said(report.paths))
+    print(
+        f"{report.at_once.images} images side by side: {1000 * report.at_once.together_s:.0f} ms, one after "
+        f"another {report.at_once.apart_over_together:.2f} times that"
+    )
     print(f"opened in {report.open_s:.2f} s; peak memory {report.peak_rss_mb:.0f} MB")
     if report.uncounted:
         print(f"floors are too low: {', '.join(report.uncounted)} not counted")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.runtime.engine import Array, Engine, require_output
+from inference.runtime.language_cache import AnswerCache
 
 Floats = NDArray[np.float32]
 Chooser = Callable[[NDArray[np.float64]], int]
@@ -141,23 +142,16 @@ def generate_paths(
         name: np.repeat(first[name], len(paths), axis=0)
         for name in first.keys() & {"logits", "state_embedding"}
     }
-    prefix = {name: first[name] for name in ("prefix_keys", "prefix_values")}
-    keys, values = (_nothing_said(each, len(paths)) for each in prefix.values())
+    cache = AnswerCache(first, len(paths))
     widths = (first["logits"].shape[-1], first.get("state_embedding", first["logits"]).shape[-1])
     while _take_tokens(paths, out, rules, choosers, widths):
         tokens = np.array(
             [[path.token_ids[-1] if path.token_ids else rules.eos_id] for path in paths], np.int64
         )
-        out = step.run({"token_ids": tokens, **prefix, "past_keys": keys, "past_values": values})
-        keys, values = out["present_keys"], out["present_values"]
+        out = step.run(cache.feeds(tokens))
+        cache.take(out)
     seconds = (prefilled - started, clock() - prefilled)
     return [_answer(path, first[rules.handed_on], seconds) for path in paths]
-
-
-def _nothing_said(prefix: Array, paths: int) -> Array:
-    """The cache (L, paths, H, 0, Dh) before the first token, for a prefix (L, 1, H, S, Dh)."""
-    layers, _, heads, _, per_head = prefix.shape
-    return np.zeros((layers, paths, heads, 0, per_head), prefix.dtype)
 
 
 def _answer(path: _Decoded, handed_on: Floats, seconds: tuple[float, float]) -> Answer:

@@ -21,6 +21,9 @@ from inference.runtime.sim4seg_graphs import LOW_RES, floats
 from inference.settings import InferenceSettings
 
 MODALITIES: tuple[str, ...] = tuple(TARGETS)
+# Of the model's own estimate of its mask's IoU; below it nothing is outlined. Hardly any image of its
+# training had no target, so otherwise it outlines a fracture in every radiograph (its training_log.md).
+LEAST_IOU = 0.15
 MODULATIONS: tuple[str, ...] = ("spatial_attention", "dynamic_convolution", "deformable_sampling")
 
 
@@ -71,7 +74,7 @@ class MedSegRPredictor(PackagedPredictor):
         return prediction
 
     def outline(self, image: Image, priors: Priors) -> Prediction:
-        """The mask that `priors` steer to; all of them may be missing."""
+        """The mask that `priors` steer to, if the model believes it; all of them may be missing."""
         watch = Stopwatch(self._clock)
         with watch.stage("total"):
             with watch.stage("preprocess"):
@@ -80,7 +83,7 @@ class MedSegRPredictor(PackagedPredictor):
             with watch.stage("segmenter"):
                 logits, iou, kind = self._run(pixels, prior_ids)
             with watch.stage("postprocess"):
-                mask = mask_at_source(logits, frame.source_hw)
+                mask = mask_at_source(logits, frame.source_hw) & (iou >= LEAST_IOU)
         return self._prediction(mask, iou, MODALITIES[kind], watch.seconds)
 
     def _run(self, pixels: Floats, prior_ids: NDArray[np.int64]) -> tuple[Floats, float, int]:

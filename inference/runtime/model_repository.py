@@ -62,9 +62,10 @@ class RegionSection(_Section):
 
 
 class TextSection(_Section):
-    """[text]: the tokenizer and the limits of question and answer, in tokens."""
+    """[text]: the tokenizer, the language model's layers, the limits of question and answer in tokens."""
 
     tokenizer: FileName = "tokenizer.json"
+    layers: int = Field(0, ge=0, le=1024)  # 0: no language model
     max_query_tokens: int = Field(ge=1, le=4096)
     max_new_tokens: int = Field(ge=1, le=4096)
     answer_cue: str = Field(max_length=256)

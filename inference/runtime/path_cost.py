@@ -1,19 +1,25 @@
-"""What several reasoning paths cost: together, sharing image and question, against one and one after another.
+"""What several answers cost together, against one and one after another.
 
-The goal: four paths together cost at most twice one. Sampled paths differ in length; all run to the longest.
+Reasoning paths of one question share image and question; the goal: four together cost at most twice one.
+Sampled paths differ in length; all run to the longest. Questions about several images share steps of the
+language model alone, and the cores.
 """
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from inference.contract import Image
+import numpy as np
+
+from inference.contract import Image, Predictor, Prompt
 from inference.runtime.generate import Sampling, generate_paths
 from inference.runtime.predictors import Sim4SegPredictor
 
 QUERY = "Is there a lesion in this image, and is it malignant?"
 PATHS = 4
+IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -58,3 +64,46 @@ def _seconds(
         samplings=samplings,
     )
     return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """Median seconds of questions about `images` images, side by side and one after another."""
+
+    images: int
+    together_s: float
+    apart_s: float
+    apart_over_together: float
+
+
+def measure_images(
+    predictor: Predictor, image: Image, repeats: int, images: int = IMAGES, query: str = QUERY
+) -> ImageCost:
+    """Ask about `images` images that nothing is remembered of, in both ways, by turns."""
+    prompt = Prompt(query)
+
+    def answer(asked: Image) -> None:
+        predictor.predict(asked, prompt)
+
+    def together(asked: Sequence[Image]) -> None:
+        with ThreadPoolExecutor(images) as pool:
+            list(pool.map(answer, asked))
+
+    def apart(asked: Sequence[Image]) -> None:
+        for each in asked:
+            answer(each)
+
+    seconds: dict[Callable[[Sequence[Image]], None], list[float]] = {together: [], apart: []}
+    for turn in range(max(1, repeats)):
+        for way, (measure, taken) in enumerate(seconds.items()):
+            asked = [_moved(image, 1 + (2 * turn + way) * images + each) for each in range(images)]
+            started = time.perf_counter()
+            measure(asked)
+            taken.append(time.perf_counter() - started)
+    both = statistics.median(seconds[together]), statistics.median(seconds[apart])
+    return ImageCost(images, *both, both[1] / both[0])
+
+
+def _moved(image: Image, columns: int) -> Image:
+    """The same moved aside by some columns: another content, as hard as it was."""
+    return Image(np.ascontiguousarray(np.roll(image.pixels, columns, axis=1)))

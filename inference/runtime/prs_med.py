@@ -18,7 +18,7 @@ from inference.runtime.generate import DecodingRules, Floats, generate
 from inference.runtime.grounding import Grounding, position_slots, position_words
 from inference.runtime.model_repository import Manifest
 from inference.runtime.packaged import PackagedPredictor, Stopwatch
-from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, floats, step_inputs
+from inference.runtime.sim4seg_graphs import EMBEDDING, LOW_RES, cache_specs, floats, step_inputs
 from inference.settings import InferenceSettings
 
 MODALITIES: tuple[str, ...] = tuple(TARGETS)
@@ -170,16 +170,16 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
     """What each graph must take and give, for the package's square."""
     side = manifest.input.side
     pixels, embedding = floats(1, 3, side, side), floats(*EMBEDDING)
-    cache, logits, states = floats(None, 1, None, FREE, None), floats(1, None), floats(1, FREE, None)
+    depth, logits, states = manifest.text.layers, floats(1, None), floats(1, FREE, None)
     return {
         "image_encoder": GraphSpec({"pixels": pixels}, {"image_embedding": embedding}),
         "language_prefill": GraphSpec(
             {"pixels": pixels, "text_ids": TensorSpec("int64", (1, FREE))},
-            {"logits": logits, "prefix_keys": cache, "prefix_values": cache, "hidden_states": states},
+            {"logits": logits, "hidden_states": states, **cache_specs(depth, "prefix")},
         ),
         "language_step": GraphSpec(
-            step_inputs(cache),
-            {"logits": logits, "present_keys": cache, "present_values": cache},
+            step_inputs(depth),
+            {"logits": logits, **cache_specs(depth, "present")},
         ),
         "mask_decoder": GraphSpec(
             {"image_embedding": embedding, "hidden_states": states},

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import EngineRejected
-from inference.runtime.batcher import DeviceTurn, MicroBatcher
+from inference.runtime.batcher import IMAGES, DeviceTurn, MicroBatcher
 from inference.runtime.context_store import ContextStore, RememberingEngine
 from inference.runtime.engine import Array, Engine, TensorSpec
 from inference.runtime.engine_plan import CPU, TENSORRT, EnginePlan
 from inference.runtime.installation import require_one_build
+from inference.runtime.language_cache import LanguageSteps
 from inference.runtime.model_repository import ModelPackage
 from inference.runtime.onnx_engine import OnnxEngine, SessionExtras
 from inference.runtime.prepared import find_prepared
@@ -76,13 +77,16 @@ class Serving:
         engine = self._open(name, model)
         settings = self._settings
         is_on_device = engine.execution_providers[0] != CPU
+        is_step = name == LANGUAGE_STEP
         batcher = MicroBatcher(
             engine,
             self._turn,
-            max_batch=settings.max_batch,
-            delay_s=settings.max_delay_ms / 1000,
+            max_batch=settings.max_answers if is_step else settings.max_batch,
+            # Nobody waits for a step: whoever asks while one runs goes into the next.
+            delay_s=0.0 if is_step else settings.max_delay_ms / 1000,
             # Opened now: where the device has no memory left is no time to build an engine.
             fallback=on_processor(name, model, settings) if is_on_device else None,
+            joining=LanguageSteps() if is_step else IMAGES,
         )
         if batcher.largest > 1:
             batcher.warm_up(blank_feeds(engine.inputs))

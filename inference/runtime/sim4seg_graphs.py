@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from inference.runtime.engine import FREE, Engine, GraphSpec, TensorSpec, require_graph
+from inference.runtime.language_cache import PAST_LENGTHS, PREFIX_LENGTHS, Part, cache_names
 from inference.runtime.model_repository import Manifest, ModelPackage
 
 EMBEDDING = (1, 256, 64, 64)  # SAM's image embedding: batch, channels, height, width
@@ -43,7 +44,7 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
     """What each graph must take and give, for the package's square and grid."""
     side, grid = manifest.input.side, manifest.region.grid
     pixels, embedding = floats(1, 3, side, side), floats(*EMBEDDING)
-    image_tokens, cache = floats(grid * grid, STATE), floats(None, 1, None, FREE, None)
+    image_tokens, depth = floats(grid * grid, STATE), manifest.text.layers
     state, logits = floats(1, STATE), floats(1, None)
     return {
         "image_encoder": GraphSpec({"pixels": pixels}, {"image_embedding": embedding}),
@@ -51,15 +52,14 @@ def graph_specs(manifest: Manifest) -> Mapping[str, GraphSpec]:
             {"pixels": pixels, "text_ids": TensorSpec("int64", (1, FREE))},
             {
                 "logits": logits,
-                "prefix_keys": cache,
-                "prefix_values": cache,
                 "image_tokens": image_tokens,
                 "state_embedding": state,
+                **cache_specs(depth, "prefix"),
             },
         ),
         "language_step": GraphSpec(
-            step_inputs(cache),
-            {"logits": logits, "present_keys": cache, "present_values": cache, "state_embedding": state},
+            step_inputs(depth),
+            {"logits": logits, "state_embedding": state, **cache_specs(depth, "present")},
         ),
         "mask_decoder": GraphSpec(
             {
@@ -83,7 +83,13 @@ def floats(*shape: int | None) -> TensorSpec:
     return TensorSpec("float32", shape)
 
 
-def step_inputs(cache: TensorSpec) -> dict[str, TensorSpec]:
-    """What a language step takes: each path's token, the cache that all paths share, and their own."""
-    names = ("prefix_keys", "prefix_values", "past_keys", "past_values")
-    return {"token_ids": TensorSpec("int64", (1, 1)), **dict.fromkeys(names, cache)}
+def cache_specs(depth: int, part: Part) -> dict[str, TensorSpec]:
+    """Keys and values of `depth` layers, for one image or answer at least."""
+    return dict.fromkeys(cache_names(depth, part), floats(1, None, FREE, None))
+
+
+def step_inputs(depth: int) -> dict[str, TensorSpec]:
+    """What a language step takes: each path's token, what was read and said, and how much of both counts."""
+    lengths = dict.fromkeys((PREFIX_LENGTHS, PAST_LENGTHS), TensorSpec("int64", (1,)))
+    caches = {**cache_specs(depth, "prefix"), **cache_specs(depth, "past")}
+    return {"token_ids": TensorSpec("int64", (1, 1)), **lengths, **caches}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from inference import metrics
 from inference.contract import Image, Prediction, Predictor, Prompt
-from inference.datasets.folder import Case, load_cases
+from inference.datasets.folder import Case, load_cases, some_of_each
 from inference.datasets.frames import read_image, read_mask
 from inference.errors import InferenceError, InputRejected
 from inference.postprocess import mask_at_source
@@ -32,13 +32,21 @@ from inference.runtime.acceptance import unsuitable_prediction
 from inference.runtime.model_repository import open_package
 from inference.runtime.predictors import Sim4SegPredictor
 from inference.settings import PACKAGES, InferenceSettings
-from inference.training.scoring import FIVE_ZONES, NINE_ZONES, Score, score_prediction, summarise
+from inference.training.scoring import (
+    FIVE_ZONES,
+    NINE_ZONES,
+    Score,
+    gain_report,
+    score_prediction,
+    summarise,
+)
 from inference.training.variants import variants_of
 
 NOTES = {
     "path": "free greedy generation, mask scored at source resolution; a refused image counts as no answer",
     "intervals": "95 % percentile bootstrap over images, 1000 rounds (images, not patients, are drawn)",
     "dice": "Dice@0.5 over images with something to outline; an answer without a region is an empty mask",
+    "dice_gain": "of a variant: its Dice minus that of the plain answer to the same image, mean over images",
     "giou": "mean IoU over the same images; giou_with_absent adds the images with nothing to outline, 1 each "
     "where nothing was outlined",
     "ciou": "sum of intersections over sum of unions",
@@ -49,9 +57,9 @@ NOTES = {
     "auc": "where there are two labels; ece: 15 bins; majority_*: of always answering the commonest label",
 }
 COLUMNS = (
-    ("dice", "Dice"), ("giou", "gIoU"), ("ciou", "cIoU"), ("hd95", "HD95"), ("accuracy", "acc."),
-    ("balanced_accuracy", "bal. acc."), ("auc", "AUC"), ("ece", "ECE"), ("zone_accuracy", "zone"),
-    ("text_mask_agreement", "text=mask"), ("absent_rejection", "absent"),
+    ("dice", "Dice"), ("dice_gain", "gain"), ("giou", "gIoU"), ("ciou", "cIoU"), ("hd95", "HD95"),
+    ("accuracy", "acc."), ("balanced_accuracy", "bal. acc."), ("auc", "AUC"), ("ece", "ECE"),
+    ("zone_accuracy", "zone"), ("text_mask_agreement", "text=mask"), ("absent_rejection", "absent"),
 )  # fmt: skip
 Ask = Callable[[Case, Image], Prediction]
 
@@ -92,13 +100,16 @@ def evaluate(predictor: Predictor, cases: Sequence[Case], *, is_positional: bool
     return report_of([score_case(ask, case, is_positional=is_positional) for case in cases])
 
 
-def report_of(scores: Sequence[Score]) -> dict[str, Any]:
-    """The report, data set by data set, and all together."""
+def report_of(scores: Sequence[Score], before: Sequence[Score] = ()) -> dict[str, Any]:
+    """The report, data set by data set, and all together; with what was gained over `before` if given."""
     datasets = sorted({score.dataset for score in scores})
-    return {
-        "datasets": {name: summarise([s for s in scores if s.dataset == name]) for name in datasets},
-        "all": summarise(scores),
-    }
+
+    def part(*names: str) -> dict[str, Any]:
+        rows = [i for i, score in enumerate(scores) if score.dataset in names]
+        gained = gain_report([scores[i] for i in rows], [before[i] for i in rows]) if before else {}
+        return summarise([scores[i] for i in rows]) | gained
+
+    return {"datasets": {name: part(name) for name in datasets}, "all": part(*datasets)}
 
 
 def open_asked(job: Job) -> tuple[Predictor, bool]:
@@ -132,14 +143,17 @@ def gives_diagnoses(job: Job) -> bool:
 
 
 def score_in_processes(job: Job, cases: Sequence[Case], count: int) -> list[Score]:
-    """Scores of all cases, shared among `count` processes."""
+    """Scores of all cases in their order, shared among `count` processes."""
     if count <= 1:
         return score_share(job, cases, cases)
+    scores: list[Score | None] = [None] * len(cases)
     with ProcessPoolExecutor(count) as pool:
         shares = pool.map(
             score_share, [job] * count, [cases[i::count] for i in range(count)], [cases] * count
         )
-        return [score for share in shares for score in share]
+        for i, share in enumerate(shares):
+            scores[i::count] = share
+    return [score for score in scores if score is not None]
 
 
 def ablate_region(predictor: Sim4SegPredictor, cases: Iterable[Case]) -> dict[str, dict[str, float]]:
@@ -188,16 +202,19 @@ def full_report(options: argparse.Namespace) -> dict[str, Any]:
     job = Job(folder, options.unet)
     predictor, _ = open_asked(job)
     cases = load_cases(options.data, options.split, options.limit)
+    scores = score_in_processes(job, cases, options.processes)
     report: dict[str, Any] = {
         "model": {"name": predictor.name, "version": predictor.version, "digest": predictor.digest},
         "notes": NOTES,
         "split": options.split,
-        **report_of(score_in_processes(job, cases, options.processes)),
+        **report_of(scores),
     }
-    some = load_cases(options.data, options.split, options.variant_limit) if options.variant_limit else cases
+    some = some_of_each(cases, options.variant_limit) if options.variant_limit else cases
+    plainly = dict(zip(cases, scores, strict=True))
+    before = [plainly[case] for case in some]
     wanted = list(variants_of(predictor)) if options.variants == ["all"] else options.variants
     report["variants"] = {
-        name: report_of(score_in_processes(replace(job, variant=name), some, options.processes))
+        name: report_of(score_in_processes(replace(job, variant=name), some, options.processes), before)
         for name in wanted
     }
     if options.ablate and isinstance(predictor, Sim4SegPredictor):

@@ -1,9 +1,11 @@
 """Training MedSeg-R: adapters, cognitive stage and decoder on top of a trained segmenter.
 
-Two stages. First, spatial attention learns what a location means: behind a gate that begins at zero it would
-learn nothing from the mask. Then everything learns from the mask: BCE + Dice as in the segmenter stage (the
-paper's loss is not known). Reports are dropped at random (`Missing`), so that the model works without one;
-the recipe says which fields are never shown.
+First, spatial attention learns what a location means: behind a gate that begins at zero it would learn
+nothing from the mask. Then everything but the image encoder learns from the mask: BCE + Dice as in the
+segmenter stage (the paper's loss is not known), in images some of which have a second target, so that words
+are needed. Last the image encoder learns with the rest: one that stays takes what attention dimmed for
+another image, and words cost more than they gain. Reports are dropped at random (`Missing`), so that the
+model works without one; the recipe says which fields are never shown.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inference.datasets.distractors import with_distractor
 from inference.datasets.report_guided import (
     NOTHING,
     Missing,
+    lost_fields,
     prior_batch,
     report_of,
     shuffled,
-    training_priors,
 )
 from inference.datasets.sample import ImageBatch, Sample, collate
 from inference.models.checkpoints import load_into, load_tensors, with_prefix
@@ -43,6 +46,7 @@ from inference.training.stages import (
 )
 
 GROWN_ON = 32  # side of the map on which a mask is grown
+MISSED = 6.0  # ours: what a place counts that attention should look at, beside one that it should not
 
 
 class MedSegRLearner(nn.Module):
@@ -62,11 +66,14 @@ class MedSegRStage:
         self.bench = bench
         self.missing = Missing()
         self.leave_out: tuple[str, ...] = ()
+        self.distractor_share = 0.0
+        self._earlier: dict[str, Sample] = {}  # the last of each data set, whose target is put into others
 
     def begin(self, settings: dict[str, Any], start: Sequence[Path]) -> None:
         """Take the recipe's settings and the weights to start from: SAM's parts, or a whole MedSeg-R."""
         self.missing = Missing(**settings.get("missing", {}))
         self.leave_out = tuple(settings.get("leave_out", ()))
+        self.distractor_share = settings.get("distractor_share", 0.0)
         for path in start:
             start_medseg_r(self.learner, path)
         model = self.learner.model
@@ -74,15 +81,29 @@ class MedSegRStage:
         if settings["freeze_image_encoder"]:
             model.image_encoder.requires_grad_(False)
         keep_trunks(model, settings.get("kept_stages", 0))
-        for adapter in adapters_of(model).values():
-            adapter.gates.data[0] += settings.get("open_location", 0.0)
+        first = min(adapters_of(model).items())[1]
+        first.gates.data[0] += settings.get("open_location", 0.0)
 
     def draw(self, phase: Phase) -> tuple[list[Sample], ImageBatch, list[Priors]]:
         """A fresh batch of images with something outlined, and what is told of each."""
-        samples = [s for s in self.bench.sampler.draw(phase.batch) if is_outlined(s)]
+        drawn = [s for s in self.bench.sampler.draw(phase.batch) if is_outlined(s)]
         rng = self.bench.sampler.rng
-        priors = [training_priors(sample, rng, self.missing, self.leave_out) for sample in samples]
+        lost = [lost_fields(rng, self.missing, self.leave_out) for _ in drawn]
+        samples = [
+            sample if "location" in fields else self._among_others(sample)
+            for sample, fields in zip(drawn, lost, strict=True)
+        ]
+        priors = [report_of(sample, fields).priors for sample, fields in zip(samples, lost, strict=True)]
         return samples, collate(samples, self.bench.frame_side, phase.side), priors
+
+    def _among_others(self, sample: Sample) -> Sample:
+        """The sample, perhaps with a second target in it: the report says which one is meant."""
+        rng = self.bench.sampler.rng
+        other = self._earlier.get(sample.record.dataset)
+        self._earlier[sample.record.dataset] = sample
+        if other is None or rng.random() >= self.distractor_share:
+            return sample
+        return with_distractor(sample, other, rng) or sample
 
     def losses(self, phase: Phase) -> Losses:
         """One batch: mask, attention, SAM's IoU head, modality."""
@@ -197,13 +218,15 @@ def attention_loss(maps: Sequence[Tensor], masks: Tensor, priors: Sequence[Prior
     """Mean BCE of maps (B, 1, h, w) in 0..1 against where to look, given masks (B, 1, H, W) and the priors.
 
     That is the mask grown by an eighth of the side where a location was told, and everywhere where none was.
+    What is dimmed is lost, what is not dimmed costs little: a place that is missed counts MISSED times.
     """
     is_told = torch.tensor([prior.location is not None for prior in priors])
     coarse = F.adaptive_max_pool2d(masks, GROWN_ON)
     near = F.max_pool2d(coarse, GROWN_ON // 4 + 1, 1, GROWN_ON // 8)
     wanted = torch.where(is_told[:, None, None, None], near, torch.ones_like(near))
     sized = [F.adaptive_avg_pool2d(each.float(), GROWN_ON) for each in maps]
-    return torch.stack([F.binary_cross_entropy(each, wanted) for each in sized]).mean()
+    weight = 1 + (MISSED - 1) * wanted
+    return torch.stack([F.binary_cross_entropy(each, wanted, weight) for each in sized]).mean()
 
 
 def start_medseg_r(learner: MedSegRLearner, path: Path) -> None:

@@ -154,6 +154,16 @@ def mask_report(scores: Sequence[Score]) -> dict[str, Any]:
     return report
 
 
+def gain_report(scores: Sequence[Score], before: Sequence[Score]) -> dict[str, Any]:
+    """How much Dice rose from `before` to `scores`, image by image; both are of the same images in one order.
+
+    The interval is of the differences, so it is narrower than what two intervals beside each other tell.
+    """
+    pairs = zip(scores, before, strict=True)
+    gains = [now.dice - then.dice for now, then in pairs if now.has_mask and not now.is_absent]
+    return {"dice_gain": mean_interval(gains)} if gains else {}
+
+
 def zone_report(scores: Sequence[Score]) -> dict[str, Any]:
     """How often the zone in the text is that of the true mask, and that of the mask drawn."""
     report: dict[str, Any] = {}

@@ -243,7 +243,7 @@ class Learner(nn.Module):
         """Teacher-forced states (B, 258 + T, C) and the tower's tokens (B, 256, W)."""
         tokens, prefix = self.model.embed_image(pixels)
         sequence = torch.cat([prefix, self.model.embed_text(text.ids).to(prefix.dtype)], dim=1)
-        states, _, _ = self.model.language_model(sequence)
+        states, _ = self.model.language_model(sequence)
         return states, tokens
 
     def align(self, states: Tensor, text: TextBatch) -> tuple[Tensor, Tensor, Tensor]:

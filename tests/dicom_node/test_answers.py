@@ -97,7 +97,7 @@ def test_every_other_end_has_a_meaning() -> None:
     assert set(OTHERS) == set(Kind) - {Kind.STATUS, Kind.REJECTED, Kind.ABORTED}
     assert all(SENTENCE.fullmatch(meaning.sentence) for meaning in OTHERS.values())
     hopeless = {kind for kind, meaning in OTHERS.items() if meaning.verdict is Verdict.HOPELESS}
-    assert hopeless == {Kind.NO_CONTEXT, Kind.NO_INSTANCE}
+    assert hopeless == {Kind.NO_CONTEXT, Kind.NO_INSTANCE, Kind.DAMAGED}
 
 
 def test_the_short_form() -> None:

@@ -8,10 +8,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from sqlalchemy import select, update
 
+from dicom_node import completion
 from dicom_node.completion import complete_studies
 from dicom_node.settings import NodeSettings, load_settings
 from storage.database import Database
-from storage.index import Origin, request_completion
+from storage.index import Origin, QuietStudy, request_completion
 from storage.tables import Job, Study
 from tests.builders import make_ultrasound
 from tests.doors import make_receiver
@@ -154,3 +155,25 @@ def test_the_calling_ae_can_decide(
     receive(make_ultrasound(), Origin("DIMSE", "OTHER"))
     grow_old(database)
     assert len(complete_studies(database, load_settings(tmp_path))) == 1
+
+
+def test_a_study_that_cannot_be_completed_keeps_no_other_back(
+    settings: NodeSettings, database: Database, receive: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = make_ultrasound()
+    uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    bad, good = receive(image), receive(another(image, **uids))
+    grow_old(database)
+    real = completion._evidence
+
+    def evidence(quiet: QuietStudy, quiet_period_s: float) -> dict[str, object]:
+        if quiet.study_instance_uid == bad:
+            raise LookupError("not foreseen")
+        return real(quiet, quiet_period_s)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(completion, "_evidence", evidence)
+        complete_studies(database, settings)
+    assert [job.study_instance_uid for job in job_rows(database)] == [good]
+    complete_studies(database, settings)
+    assert {job.study_instance_uid for job in job_rows(database)} == {good, bad}

@@ -20,10 +20,11 @@ from dicom_node.settings import load_settings
 from storage.database import Database
 from storage.deliveries import DeliveryState, due_destinations, queue_delivery, requeue_delivery
 from storage.files import DiskFiles
-from storage.index import Origin, index_instance, record_from_dataset
+from storage.index import Origin, find_instance, index_instance, record_from_dataset
 from storage.tables import Delivery, DeliveryAttempt
 from tests.builders import make_ultrasound
 from tests.clock import Clock, moved_clock
+from tests.damage import HARM, harm
 from tests.fake_pacs import Cut, abortion, cutting_proxy, fake_pacs, raw_peer, rejection, uncut
 from tests.flow.nodes import until
 from tests.storage.builders import attempts_of_delivery
@@ -430,3 +431,43 @@ def test_a_link_that_breaks_half_of_the_time_delivers_everything(
     assert {each.state for each in rows(services)} == {"DELIVERED"}
     assert sorted(pacs.kept) == sorted(uids)
     assert all(len(digests) == 1 for digests in pacs.kept.values())
+
+
+@pytest.mark.parametrize("kind", HARM)
+def test_a_damaged_file_is_not_sent_and_keeps_no_other_back(
+    services: DeliveryServices, port: int, kind: str
+) -> None:
+    damaged, *sound = queue(services, 3)
+    with services.database.reading() as tx:
+        instance = find_instance(tx, damaged)
+        assert instance is not None
+    path = services.settings.home / "files" / instance.path
+    whole = path.read_bytes()
+    harm(path, kind)
+    with fake_pacs(port) as pacs:
+        deliver_to("pacs", services)
+        assert sorted(pacs.kept) == sorted(sound)
+        first, *others = rows(services)
+        assert (first.state, first.last_status) == ("FAILED", "DAMAGED")
+        assert "fsck" in (first.reason or "")
+        assert {each.state for each in others} == {"DELIVERED"}
+        path.write_bytes(whole)  # from the backup
+        with services.database.transaction() as tx:
+            requeue_delivery(tx, first.delivery_id)
+        deliver_to("pacs", services)
+    assert {each.state for each in rows(services)} == {"DELIVERED"}
+
+
+def test_a_lane_goes_on_after_what_nobody_expected() -> None:
+    passes = []
+
+    def work(name: str) -> bool:
+        passes.append(name)
+        if len(passes) == 1:
+            raise LookupError("not foreseen")
+        return False
+
+    lanes = Lanes(work, lambda _: 1, look_again_s=0.01)
+    lanes.wake("pacs")
+    until(lambda: len(passes) > 2, "the lane to go on")
+    assert lanes.stop(10)

@@ -1,6 +1,8 @@
 import json
 import logging
+import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,10 @@ PATIENT_COLUMNS = {
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Iterator[Path]:
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The log file of this process; logging is as before afterwards."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure_logging(tmp_path, "part", "INFO")
@@ -45,6 +49,36 @@ def test_a_line_is_json_with_ids(log: Path) -> None:
         1.5,
         "INFO",
     )
+
+
+def test_an_error_that_ends_a_thread_is_told_without_its_text(
+    log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise LookupError(SECRET)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    (line,) = lines(log)
+    assert (line["level"], line["message"]) == ("CRITICAL", "an error ended a thread")
+    assert "LookupError" in str(line["exception"])
+    assert SECRET not in log.read_text() + "".join(capfd.readouterr())
+
+
+def test_an_error_that_ends_the_process_is_told_without_its_text(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from dicom_node.logs import configure_logging\n"
+        "configure_logging(Path(sys.argv[1]), 'part', 'INFO')\n"
+        f"raise LookupError({SECRET!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    told = (tmp_path / "logs" / "part.log").read_text()
+    assert done.returncode == 1
+    assert "an error ended the process" in told
+    assert SECRET not in told + done.stdout + done.stderr
 
 
 def test_a_patient_attribute_given_as_extra_is_left_out(log: Path) -> None:

@@ -79,6 +79,30 @@ def test_a_process_that_always_dies_is_started_less_and_less_often(tmp_path: Pat
         assert log.read_text().count("started") <= 5
 
 
+def test_what_cannot_be_started_now_is_started_later_and_ends_nobody_else(tmp_path: Path) -> None:
+    """No room for its log; none for its pid file, which people read and the node does not need."""
+    with supervised(tmp_path, sleeper=SLEEPER, other=SLEEPER):
+        until(lambda: pid_of(tmp_path, "sleeper") and pid_of(tmp_path, "other"))
+        other, first = pid_of(tmp_path, "other"), pid_of(tmp_path, "sleeper")
+        for folder in ("logs", "run"):
+            (tmp_path / folder).rename(tmp_path / f"{folder}.gone")
+        os.kill(first, signal.SIGKILL)
+        time.sleep(1.0)
+        assert is_alive(other)
+        (tmp_path / "logs.gone").rename(tmp_path / "logs")
+        time.sleep(1.0)
+        (tmp_path / "run.gone").rename(tmp_path / "run")
+        started = [pid for pid in children_of(os.getpid()) if pid not in {first, other}]
+        assert len(started) == 1
+        assert is_alive(other)
+
+
+def children_of(pid: int) -> list[int]:
+    """Its sleepers that run."""
+    command = ["pgrep", "-P", str(pid), "-f", "time.sleep"]
+    return [int(line) for line in subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.split()]
+
+
 def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dicom_node.supervisor.GRACE_S", 0.3)
     log = tmp_path / "logs" / "deaf.out"

@@ -34,6 +34,7 @@ from storage.index import Origin, instances_of_series, request_completion
 from storage.jobs import ClaimedJob, cancel_job, claim_job, failed_jobs
 from storage.tables import Instance, Job
 from tests.builders import make_ultrasound
+from tests.damage import harm
 from tests.stub_engine import StubPredictor
 
 EIO_FILE = Path("/proc/self/mem")  # nothing is mapped where it begins: it opens, and reading it is EIO
@@ -237,6 +238,16 @@ def test_a_job_does_not_run_on_an_image_that_is_gone(
     assert len(stub.asked) == 1, "the model was asked about the other image only"
     assert main(["fsck", "--json", "--home", str(node.settings.home)]) == 1
     assert json.loads(capsys.readouterr().out)["missing"] == [path]
+
+
+def test_a_job_does_not_run_on_an_image_that_the_disk_changed(node: Node, stub: StubPredictor) -> None:
+    lost = node.receive()
+    path = node.image_of(lost)
+    harm(node.settings.storage.files_root / path, "one other bit at the end")
+    job = fail_for_good(node, lost, node.receive(is_new=True))
+    assert (job.state, job.outcome, job.attempts) == ("CANCELED", "FAILED", 3)
+    assert (job.reason or "").startswith(f"INPUT_UNREADABLE: the file {path} is not what was stored")
+    assert len(stub.asked) == 1, "the model was asked about the other image only"
 
 
 def test_an_image_that_the_disk_does_not_give_costs_its_own_job(

@@ -1,5 +1,6 @@
 """G6: little room refuses new work politely, no room refuses it by status; what leaves the node goes on."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -161,3 +162,21 @@ def test_nobody_is_refused_while_somebody_else_looks_at_the_disk_first(
     finally:
         may_go_on.set()
         first.join()
+
+
+def test_a_disk_that_does_not_even_take_the_report_of_its_failure_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr("dicom_node.pressure.readiness.report", full)
+    pressure = Pressure(tmp_path, tmp_path, soft_bytes=0, hard_bytes=0)
+    assert pressure.hard_problem() is None
+    pressure.fsync_failed()
+    for problem in (
+        pressure.hard_problem(),
+        pressure.hard_problem(may_use_reserve=True),
+        pressure.soft_problem(),
+    ):
+        assert "not trusted" in (problem or "")

@@ -1,6 +1,6 @@
 /* Faults on demand for the files of one folder: LD_PRELOAD, FAULT_FOLDER, and a control file FAULT_CONTROL
    that holds "fsync" or "read" while such calls shall fail with EIO. Each failed fsync appends a line with the
-   file's path to FAULT_LOG. */
+   process and the file's path to FAULT_LOG. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -44,7 +44,7 @@ static int flush(const char *name, int fd) {
     if (is_ours(fd, path, sizeof path) && is_ordered("fsync")) {
         int log = open(getenv("FAULT_LOG"), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
         if (log >= 0) {
-            dprintf(log, "%s\n", path);
+            dprintf(log, "%d %s\n", getpid(), path);
             close(log);
         }
         errno = EIO;

@@ -150,7 +150,7 @@ def test_an_fsync_that_fails_is_never_tried_again_and_the_node_is_not_ready(
     control.unlink()
     asked = failed.read_text().splitlines()
     assert asked
-    assert len(asked) == len(set(asked)), asked  # the other process may have emptied its journal just then
+    assert len(asked) == len(set(asked)), asked  # by one process: another has its own journal
     # The disk says yes again, and is not trusted: refused by status, or with the association.
     # (Another receiving process hears of it a moment later; what it flushes until then is flushed.)
     until(lambda: is_refused(doors), "all processes to refuse")

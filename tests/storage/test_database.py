@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 
 from storage import database as database_module
 from storage.database import Database, database_now, require_current_schema, upgrade
-from storage.errors import DatabaseRefused, SchemaMismatch, StorageFull, StorageUnavailable
+from storage.errors import DatabaseDamaged, DatabaseRefused, SchemaMismatch, StorageFull, StorageUnavailable
 from storage.tables import Instance, Study
 from tests.storage.builders import STUDY, Archive, make_dataset
 
@@ -175,6 +175,25 @@ def test_a_full_postgresql_disk_is_storage_full(migrated_postgresql: str):
     db = Database(migrated_postgresql)
     with pytest.raises(StorageFull), db.transaction() as tx:
         tx.execute(text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100'; END $$"))
+    db.close()
+
+
+@pytest.mark.parametrize("kept", [8192, 0], ids=["pages", "all of it"])
+def test_a_damaged_sqlite_file_says_what_to_do(sqlite_url: str, kept: int):
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    content = path.read_bytes()
+    path.write_bytes(content[:kept] + b"Z" * (len(content) - kept))
+    db = Database(sqlite_url)
+    with pytest.raises(DatabaseDamaged, match="move the database away"), db.transaction() as tx:
+        tx.scalars(select(Instance)).all()
+    db.close()
+
+
+@pytest.mark.parametrize("code", ["XX001", "XX002"])
+def test_a_damaged_postgresql_database_says_what_to_do(migrated_postgresql: str, code: str):
+    db = Database(migrated_postgresql)
+    with pytest.raises(DatabaseDamaged, match=code), db.transaction() as tx:
+        tx.execute(text(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$"))
     db.close()
 
 

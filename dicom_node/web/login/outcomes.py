@@ -37,5 +37,7 @@ class LoginLog:
         trail = trail_of(self._settings)
         if outcome is Outcome.LOCKED:
             trail.refused(Node(address=address), f"{outcome}: {who}")
-        elif outcome is not Outcome.LOGGED_OUT:
+        elif outcome is Outcome.LOGGED_OUT:
+            trail.logged_out(who, address)
+        else:
             trail.logged_in(who, address, is_success=is_success)

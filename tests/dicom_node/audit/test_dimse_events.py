@@ -167,7 +167,7 @@ def test_a_missing_right_is_an_alert(node, enter):
     assert last.Status == 0x0124
     (message,) = told(running, 1)
     assert (message.event, message.kind) == ("Security Alert", "Use of Restricted Function")
-    assert message.who[1][0] == "TESTER"
+    assert message.who[1] == ("TESTER", "127.0.0.1", False)
 
 
 def test_storing_without_the_right_is_told_once(node, tmp_path):

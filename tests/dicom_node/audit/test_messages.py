@@ -29,6 +29,7 @@ EVENTS = [
     events.recording_stopped(OURS, 7),
     events.log_used(OURS, "root", "file:///srv/audit"),
     events.logged_in(OURS, "dr.a", "10.0.0.8", is_success=False),
+    events.logged_out(OURS, "dr.a", "10.0.0.8"),
 ]
 
 

@@ -31,6 +31,7 @@ def test_guarantees_on_and_off_stand_side_by_side(tmp_path: Path, monkeypatch: p
     assert rows == [(case, server, 4, 1) for case in ("large x 1", "STOW-RS") for server in ("node", UNSAFE)]
     means = {row["server"]: row["durability"] for row in figures["rows"]}
     assert means == {"node": "file, name and index fsynced", UNSAFE: "indexed, nothing fsynced"}
+    assert [row["sender_ms"] > 0 for row in figures["rows"]] == [True, True, False, False]  # STOW: from here
     cost = figures["guarantees_on_to_off"]
     assert list(cost) == ["large x 1", "STOW-RS"]
     assert figures["guarantees_on_to_off_lowest"] == min(cost.values()) > 0

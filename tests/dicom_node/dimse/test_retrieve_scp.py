@@ -10,6 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLo
 from pynetdicom import AE, build_role, evt
 
 from dicom_node.dimse.query_model import PATIENT_ROOT, STUDY_ROOT
+from tests.damage import HARM, harm
 from tests.dicom_node.dimse.instances import CT, ULTRASOUND, data_set_bytes, make_image
 from tests.dicom_node.dimse.queries import identifier
 
@@ -319,3 +320,23 @@ def test_get_keeps_the_bytes_and_the_encoding(node, keep):
     found = responses(node(), asked, STUDY_ROOT, handlers=[(evt.EVT_C_STORE, take)], syntaxes=[RLELossless])
     assert counts(found[-1][0]) == (None, 1, 0, 0)
     assert received == [(RLELossless, data_set_bytes(path.read_bytes()))]
+
+
+@pytest.mark.parametrize("destination", ["ARCHIVE", None])
+@pytest.mark.parametrize("kind", HARM)
+def test_a_damaged_file_fails_alone(node, keep, archive, kind, destination):
+    taker, got = archive(), []
+    images = study_of(3)
+    damaged, *_ = keep(*images)
+    running = node(peers=[taker.entry])
+    harm(damaged, kind)
+    asked = identifier(StudyInstanceUID=images[0].StudyInstanceUID)
+
+    def take(event):
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return SUCCESS
+
+    last, failed = responses(running, asked, STUDY_ROOT, destination, [(evt.EVT_C_STORE, take)])[-1]
+    assert (last.Status, counts(last)) == (0xB000, (None, 2, 1, 0))
+    assert failed.FailedSOPInstanceUIDList == images[0].SOPInstanceUID
+    assert sorted(got or taker.received) == sorted(str(image.SOPInstanceUID) for image in images[1:])

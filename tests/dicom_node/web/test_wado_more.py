@@ -10,6 +10,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless, generate_uid
 
+from dicom_node.web.metadata import MIN_JOINED
 from tests.dicom_node.dimse.instances import data_set_bytes, make_data_set, make_image, part10
 from tests.dicom_node.web.ohif import JSON
 
@@ -52,6 +53,21 @@ def test_a_range_of_another_version_is_the_whole(client, keep):
     address = keep(make_image())
     headers = {"range": "bytes=0-9", "if-range": '"other"'}
     assert client.get(f"{address}/bulkdata/7FE00010", OCTETS, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("count", [1, MIN_JOINED])
+@pytest.mark.parametrize("left", [0, 7, 16, 500, -1])
+def test_kept_metadata_that_a_power_cut_cut_short_are_made_anew(client, keep, tmp_path, count, left):
+    study, series = generate_uid(), generate_uid()
+    images = [make_image(StudyInstanceUID=study, SeriesInstanceUID=series) for _ in range(count)]
+    address = keep(*images).rpartition("/instances/")[0]
+    whole = client.get(f"{address}/metadata", JSON).content
+    kept = list((tmp_path / "cache" / "metadata").rglob("*.json"))
+    assert len(kept) == count + (count >= MIN_JOINED)
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:left])
+    for _ in range(2):
+        assert client.get(f"{address}/metadata", JSON).content == whole
 
 
 def test_metadata_are_rendered_once_and_never_stale(client, keep, app, monkeypatch):

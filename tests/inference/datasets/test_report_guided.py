@@ -11,9 +11,9 @@ from inference.datasets.report_guided import (
     LEAKS,
     NOTHING,
     Missing,
+    lost_fields,
     report_of,
     shuffled,
-    training_priors,
 )
 from inference.datasets.sample import Sample, frame_sample
 from inference.reports import FIELDS, Priors, extract_priors
@@ -52,12 +52,17 @@ def test_a_report_moves_with_the_mask(samples: list[Sample]) -> None:
     assert report_of(still).priors.shape == report_of(turned).priors.shape
 
 
-def test_reports_and_fields_are_dropped_as_often_as_told(samples: list[Sample]) -> None:
+def test_reports_and_fields_are_dropped_as_often_as_told() -> None:
     rng = np.random.default_rng(0)
-    drawn = [training_priors(samples[0], rng, Missing(report=0.5, field=0.2)) for _ in range(400)]
-    assert 0.4 < np.mean([one == NOTHING for one in drawn]) < 0.6
-    kept = [one for one in drawn if one != NOTHING]
-    assert 0.1 < np.mean([one.location is None for one in kept]) < 0.3
+    drawn = [lost_fields(rng, Missing(report=0.5, field=0.2), ["shape"]) for _ in range(400)]
+    assert 0.4 < np.mean([one == set(FIELDS) for one in drawn]) < 0.65
+    kept = [one for one in drawn if one != set(FIELDS)]
+    assert 0.1 < np.mean(["location" in one for one in kept]) < 0.3
+    assert all("shape" in one for one in drawn)
+
+
+def test_without_any_field_nothing_is_told(samples: list[Sample]) -> None:
+    assert report_of(samples[0], FIELDS).priors == NOTHING
 
 
 def test_nobody_keeps_his_own_priors() -> None:

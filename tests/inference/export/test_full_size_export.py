@@ -19,6 +19,7 @@ from inference.export import full_size
 from inference.export.originals import TINY_VIT, fill, original_sam, segment_anything
 from inference.export.parity import ParityError
 from inference.models.checkpoints import sha256
+from inference.runtime.language_cache import cache_names
 from inference.runtime.sim4seg_graphs import graph_specs
 
 VISION = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -90,7 +91,9 @@ def test_a_lisa_checkpoint_becomes_the_graphs_of_a_package(
     out = tmp_path / "package"
     export(monkeypatch, "--lvlm", tmp_path / "lisa", "--tower", tmp_path / "clip", "--out", out)
 
-    manifest = SimpleNamespace(input=SimpleNamespace(side=256), region=SimpleNamespace(grid=4))
+    manifest = SimpleNamespace(
+        input=SimpleNamespace(side=256), region=SimpleNamespace(grid=4), text=SimpleNamespace(layers=2)
+    )
     for name, spec in graph_specs(manifest).items():
         session = ort.InferenceSession(out / f"{name}.onnx", providers=["CPUExecutionProvider"])
         assert {each.name for each in session.get_inputs()} == set(spec.inputs)
@@ -101,12 +104,10 @@ def test_a_lisa_checkpoint_becomes_the_graphs_of_a_package(
     embedded, states = originals_first_pass(language, tower, projector, pixels, text)
     assert distance(first["logits"], language.lm_head(states[:, -1])) < CLOSE
     assert distance(first["image_tokens"], phi(states[0, 2:18])) < CLOSE
-    nothing = torch.zeros(2, 1, 4, 0, 8)
-    step = answer(
-        out / "language_step.onnx", token_ids=torch.tensor([[7]]),
-        prefix_keys=torch.from_numpy(first["prefix_keys"]), past_keys=nothing,
-        prefix_values=torch.from_numpy(first["prefix_values"]), past_values=nothing,
-    )  # fmt: skip
+    layers = {name: torch.from_numpy(first[name]) for name in cache_names(2, "prefix")}
+    layers |= {name: torch.zeros(1, 4, 0, 8) for name in cache_names(2, "past")}
+    lengths = {"prefix_lengths": torch.tensor([21]), "past_lengths": torch.tensor([0])}
+    step = answer(out / "language_step.onnx", token_ids=torch.tensor([[7]]), **lengths, **layers)
     longer = torch.cat([embedded, language.model.embed_tokens(torch.tensor([[7]]))], 1)
     want = language.model(inputs_embeds=longer).last_hidden_state[:, -1]
     assert distance(step["logits"], language.lm_head(want)) < CLOSE

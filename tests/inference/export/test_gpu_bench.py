@@ -15,7 +15,8 @@ from onnx import TensorProto
 
 from dicom_node.bench import gpu
 from inference.export import gpu_bench, gpu_rows
-from inference.export.gpu_rows import TINY, Bench, iou, sam_rows
+from inference.export.gpu_engine_rows import onnx_row
+from inference.export.gpu_rows import TINY, Bench, GpuRow, iou, sam_rows
 from inference.export.gpu_timing import Ceilings
 from inference.export.originals import TINY_VIT, fill
 from inference.export.sam_encoder import EncoderForm
@@ -29,6 +30,7 @@ ROWS = [
     "SAM ViT-tiny encode and decode",
     "mask decoder and RVLS2M, 2 prompts in one call",
     "second question on a cached study, masks",
+    "SAM ViT-tiny encoder, ONNX Runtime",
     "SAM ViT-tiny encoder, TensorRT bfloat16",
     "language model, 3 tokens, batch 1",
     "2 reasoning paths, one image",
@@ -63,7 +65,8 @@ def test_the_whole_table_at_tiny_sizes(
     assert len(measured) == len(ROWS) - 1
     assert all(row["ours_s"] > 0 for row in measured)
     assert measured[0]["parity"] == "cosine 1.00000, mask IoU 1.0000"
-    assert measured[4]["parity"] == "logits' cosine 1.00000, 100 % of greedy tokens equal"
+    assert (measured[4]["parity"], measured[4]["note"]) == ("cosine 1.00000", "CPUExecutionProvider")
+    assert measured[5]["parity"] == "logits' cosine 1.00000, 100 % of greedy tokens equal"
     (tensorrt,) = (line for line in table if "TensorRT" in line)
     assert "not measured: " in tensorrt
 
@@ -87,6 +90,14 @@ def test_what_does_not_pass_the_gate_is_not_timed(monkeypatch: pytest.MonkeyPatc
     with torch.inference_mode():
         first = next(sam_rows(here))
     assert (first.times, first.note) == (None, "refused: it does not pass the gate")
+
+
+def test_without_a_cuda_provider_its_row_says_what_to_install() -> None:
+    there = Bench(torch.device("cuda"), torch.bfloat16, TINY, Ceilings("GPU", 1.0, 1.0, "bfloat16"), 1)
+    nobody: Any = None  # neither weights nor graph are touched before the provider is found
+    row = onnx_row(there, nobody, GpuRow("SAM encoder", "ours in PyTorch"), nobody)
+    assert row.times is None
+    assert row.note == "not measured: this ONNX Runtime has no CUDAExecutionProvider; see the extra gpu"
 
 
 def test_the_node_hands_on_to_a_process_with_pytorch(

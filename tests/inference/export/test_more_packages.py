@@ -18,6 +18,7 @@ from inference.export.parity import Terms, Tolerance, export_checked
 from inference.models.medseg_r import MedSegR
 from inference.models.prs_med import PrsMed
 from inference.models.sim4seg import Sim4Seg
+from inference.reports import Priors
 from inference.runtime import open_predictor
 from inference.runtime.medseg_r import MODULATIONS, MedSegRPredictor
 from inference.runtime.model_repository import open_package
@@ -124,6 +125,19 @@ def test_expected_iou() -> None:
     sure[:2] = 40
     assert expected_iou(sure) == pytest.approx(1)
     assert expected_iou(sure / 40) < 0.7
+
+
+@pytest.mark.parametrize(("iou", "is_drawn"), [(0.14, False), (0.16, True)])
+def test_medseg_r_outlines_nothing_that_it_does_not_believe(
+    medseg: Path, monkeypatch: pytest.MonkeyPatch, iou: float, is_drawn: bool
+) -> None:
+    predictor, image = open_medseg(medseg), lesion()
+    logits = np.full((256, 256), 5, np.float32)
+    monkeypatch.setattr(predictor, "_run", lambda *_: (logits, iou, 0))
+    prediction = predictor.outline(image, Priors())
+    assert prediction.has_region is is_drawn
+    assert prediction.mask.all() == is_drawn
+    assert (prediction.text == "Nothing is outlined.") is not is_drawn
 
 
 def test_medseg_r_reads_a_report_and_does_without(medseg: Path) -> None:

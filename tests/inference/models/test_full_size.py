@@ -163,7 +163,7 @@ def test_a_lisa_checkpoint(reference: Any, tmp_path: Path) -> None:
     ).eval()  # fmt: skip
     load_lvlm(ours, read)
     ids = torch.randint(3, 60, (1, 9))
-    states, _, _ = ours.language_model(ours.embed_text(ids))
+    states, _ = ours.language_model(ours.embed_text(ids))
     want = language(ids, output_hidden_states=True)
     torch.testing.assert_close(states, want.hidden_states[-1], **CLOSE)
     torch.testing.assert_close(ours.phi(states), phi(want.hidden_states[-1]), **CLOSE)
@@ -193,7 +193,7 @@ def test_a_lora_adapter_is_merged_as_peft_merges_it(tmp_path: Path, use_rslora: 
     ours = LanguageModel(language_config(base.config.to_dict())).eval()
     load_language_model(ours, merge_lora(tensors, tmp_path))
     ids = torch.randint(3, 60, (2, 11))
-    states, _, _ = ours(ours.embed_tokens(ids))
+    states, _ = ours(ours.embed_tokens(ids))
     torch.testing.assert_close(ours.lm_head(states), theirs(input_ids=ids).logits, **CLOSE)
 
 

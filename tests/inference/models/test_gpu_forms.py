@@ -38,9 +38,9 @@ def test_static_steps_are_the_full_pass(kv_heads: int) -> None:
     model = LanguageModel(config).eval()
     fill(model, 4)
     before, said = torch.randint(0, 50, (1, 7)), torch.randint(0, 50, (3, 5))
-    _, keys, values = model(model.embed_tokens(before))
+    _, kept = model(model.embed_tokens(before))
     decoder = StaticDecoder(model)
-    decoder.begin(keys, values, paths=3, longest=9)
+    decoder.begin(kept, paths=3, longest=9)
     whole = model(model.embed_tokens(torch.cat([before.expand(3, -1), said], 1)))[0][:, 7:]
     for i in range(5):
         logits, states = decoder(said[:, i : i + 1])

@@ -13,6 +13,7 @@ from inference.models.lvlm import (
     ClipTower,
     LanguageConfig,
     LanguageModel,
+    LayerCache,
     TinyTower,
     TinyTowerConfig,
 )
@@ -36,7 +37,7 @@ def test_language_model_equals_llama() -> None:
     ours = LanguageModel(TINY).eval()
     ours.load_state_dict({name.removeprefix("model."): value for name, value in theirs.state_dict().items()})
     ids = torch.randint(0, 40, (2, 17))
-    states, _, _ = ours(ours.embed_tokens(ids))
+    states, _ = ours(ours.embed_tokens(ids))
     torch.testing.assert_close(ours.lm_head(states), theirs(ids).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -45,18 +46,50 @@ def test_language_model_equals_llama() -> None:
 def test_steps_that_share_a_prefix_equal_the_full_pass(kv_heads: int) -> None:
     model = LanguageModel(replace(TINY, kv_heads=kv_heads)).eval()
     prefix, said = torch.randint(0, 40, (1, 7)), torch.randint(0, 40, (3, 5))
-    full, full_keys, full_values = model(model.embed_tokens(torch.cat([prefix.expand(3, -1), said], 1)))
-    _, prefix_keys, prefix_values = model(model.embed_tokens(prefix))
-    keys = values = prefix_keys[..., :0, :].expand(-1, 3, -1, -1, -1)
+    full, full_kept = model(model.embed_tokens(torch.cat([prefix.expand(3, -1), said], 1)))
+    _, read = model(model.embed_tokens(prefix))
+    kept = [(keys[:, :, :0].expand(3, -1, -1, -1),) * 2 for keys, _ in read]
     parts = []
     for i in range(5):
-        cache = Cache(prefix_keys, prefix_values, keys, values)
-        states, keys, values = model(model.embed_tokens(said[:, i : i + 1]), cache)
+        layers = [LayerCache(*before, *since) for before, since in zip(read, kept, strict=True)]
+        cache = Cache(layers, torch.tensor([7]), torch.full((3,), i))
+        states, kept = model.step(model.embed_tokens(said[:, i : i + 1]), cache)
         parts.append(states)
     torch.testing.assert_close(torch.cat(parts, 1), full[:, 7:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        (keys, values), (full_keys[..., 7:, :], full_values[..., 7:, :]), rtol=1e-4, atol=1e-5
-    )
+    for ours, whole in zip(kept, full_kept, strict=True):
+        expected = [part[:, :, 7:] for part in whole]
+        torch.testing.assert_close(list(ours), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("paths", [1, 2])
+def test_answers_of_several_lengths_behind_several_prefixes_take_a_step_together(paths: int) -> None:
+    """What fills a cache up has no say, whatever it is."""
+    model = LanguageModel(replace(TINY, kv_heads=2)).eval()
+    lengths, said = [7, 4, 9], [3, 0, 5]
+    rows = [
+        torch.randint(0, 40, (paths, before + since + 1)) for before, since in zip(lengths, said, strict=True)
+    ]
+    for row, before in zip(rows, lengths, strict=True):
+        row[:, :before] = row[:1, :before]
+    full = [model(model.embed_tokens(row)) for row in rows]
+    layers = []
+    for layer in range(TINY.depth):
+        wide = torch.full((2, 3, 2, 9, TINY.per_head), 1e3)
+        late = torch.full((2, 3 * paths, 2, 5, TINY.per_head), -1e3)
+        for i, (_, kept) in enumerate(full):
+            for kind, part in enumerate(kept[layer]):
+                wide[kind, i, :, : lengths[i]] = part[0, :, : lengths[i]]
+                late[kind, i * paths : (i + 1) * paths, :, 5 - said[i] :] = part[:, :, lengths[i] : -1]
+        layers.append(LayerCache(*wide, *late))
+    tokens = torch.cat([row[:, -1:] for row in rows])
+    since = torch.tensor(said).repeat_interleave(paths)
+    states, kept = model.step(model.embed_tokens(tokens), Cache(layers, torch.tensor(lengths), since))
+    last = torch.cat([each[0][:, -1] for each in full])
+    torch.testing.assert_close(states[:, 0], last, rtol=1e-4, atol=1e-5)
+    for layer in range(TINY.depth):
+        keys = torch.cat([each[1][layer][0][:, :, -1] for each in full])
+        torch.testing.assert_close(kept[layer][0][:, :, -1], keys, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -98,9 +98,7 @@ def test_small_shapes_from_pixels_to_mask() -> None:
     model = Sim4Seg(TINY).eval()
     pixels = torch.randn(2, 3, 256, 256)
     _, prefix = model.embed_image(pixels)
-    states, _, _ = model.language_model(
-        torch.cat([prefix, model.embed_text(torch.randint(0, 40, (2, 6)))], 1)
-    )
+    states, _ = model.language_model(torch.cat([prefix, model.embed_text(torch.randint(0, 40, (2, 6)))], 1))
     assert states.shape == (2, 2 + 256 + 6, 32)
     seg = model.phi(states[:, -1])
     similarity, region = model.locate(model.image_tokens(states), seg, torch.ones(2, 16, 16))

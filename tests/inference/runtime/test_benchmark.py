@@ -96,6 +96,9 @@ def test_every_stage_stands_beside_its_floor(
     assert report["paths"]["paths"] == 4
     assert report["paths"]["apart_s"] > report["paths"]["one_s"] > 0
     assert any("4 reasoning paths together cost" in line for line in lines)
+    assert report["at_once"]["images"] == 4
+    assert report["at_once"]["together_s"] > 0
+    assert any(line.startswith("4 images side by side: ") for line in lines)
 
 
 def test_the_machine_is_measured() -> None:

@@ -10,6 +10,7 @@ import pytest
 from inference.errors import OutputInvalid
 from inference.runtime.engine import TensorSpec
 from inference.runtime.generate import Answer, DecodingRules, Sampling, generate, generate_paths, softmax
+from inference.runtime.language_cache import cache_names
 
 EOS, SEG, VOCABULARY = 2, 5, 12
 
@@ -37,11 +38,8 @@ class Reciter:
         }
         if self.spoil:
             out[self.spoil] = out[self.spoil] * np.float32("nan")
-        cache = np.full((1, 1, 1, place or 3, 1), place, np.float32)
-        return {
-            **out,
-            **dict.fromkeys(("prefix_keys", "prefix_values", "present_keys", "present_values"), cache),
-        }
+        cache = np.full((1, 1, place or 3, 1), place, np.float32)
+        return {**out, **dict.fromkeys(cache_names(1, "present" if place else "prefix"), cache)}
 
     def warm_up(self, feeds: Mapping[str, Any]) -> None:
         self.run(feeds)
@@ -60,13 +58,13 @@ class Forker:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         is_step = "token_ids" in feeds
         count = len(feeds["token_ids"]) if is_step else 1
-        length = feeds["past_keys"].shape[3] + 2 if is_step else 1
+        length = feeds["past_keys.0"].shape[2] + 2 if is_step else 1
         self.steps += [count] if is_step else []
         self.prefills += not is_step
         logits = np.full((count, VOCABULARY), -50, np.float32)
         logits[:, [6, 7] if length < 6 else [EOS]] = 1
-        cache = np.zeros((1, count, 1, length - 1 if is_step else 9, 1), np.float32)
-        names = ("prefix_keys", "prefix_values", "present_keys", "present_values")
+        cache = np.zeros((count, 1, length - 1 if is_step else 9, 1), np.float32)
+        names = cache_names(1, "present" if is_step else "prefix")
         return {
             "logits": logits, "state_embedding": np.zeros((count, 4), np.float32),
             "image_tokens": np.ones((9, 4), np.float32), **dict.fromkeys(names, cache),
@@ -131,9 +129,12 @@ def test_each_step_gets_the_last_token_and_the_grown_cache() -> None:
     for place, feeds in enumerate(reciter.calls[1:], start=1):
         assert feeds["token_ids"].tolist() == [[[6, 7, 8][place - 1]]]
         assert feeds["token_ids"].dtype == np.int64
-        assert feeds["past_keys"].shape == (1, 1, 1, place - 1, 1)
-        assert feeds["prefix_keys"].shape == (1, 1, 1, 3, 1)
-        assert set(feeds) == {"token_ids", "prefix_keys", "prefix_values", "past_keys", "past_values"}
+        assert feeds["past_keys.0"].shape == (1, 1, place - 1, 1)
+        assert feeds["prefix_keys.0"].shape == (1, 1, 3, 1)
+        assert feeds["prefix_lengths"].tolist() == [3]
+        assert feeds["past_lengths"].tolist() == [place - 1]
+        caches = {*cache_names(1, "prefix"), *cache_names(1, "past")}
+        assert set(feeds) == {"token_ids", "prefix_lengths", "past_lengths", *caches}
 
 
 def test_the_seg_state_is_the_one_that_predicts_the_token() -> None:

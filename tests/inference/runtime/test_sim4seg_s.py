@@ -6,6 +6,9 @@ is synthetic, so that these tests need nothing but the repository.
 
 import os
 import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,9 @@ from inference.contract import Image, Prediction, Prompt
 from inference.errors import PackageTampered
 from inference.prompts import TARGETS
 from inference.runtime import list_models, open_predictor
+from inference.runtime.batcher import MicroBatcher, Outputs
+from inference.runtime.engine import Tensors
+from inference.runtime.language_cache import LanguageSteps
 from inference.runtime.model_repository import MANIFEST, open_package
 from inference.runtime.predictors import Sim4SegPredictor
 from inference.settings import PACKAGES, InferenceSettings
@@ -91,6 +97,40 @@ def test_one_flipped_bit_is_refused(tmp_path: Path, file_name: str) -> None:
     target.write_bytes(content)
     with pytest.raises(PackageTampered, match=file_name):
         open_predictor(NAME, InferenceSettings(model_repository=tmp_path, threads=1))
+
+
+def test_questions_that_take_their_steps_together_are_answered_as_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predictor = open_predictor(NAME, InferenceSettings(threads=1, max_answers=4))
+    joined: list[int] = []
+    join = LanguageSteps.join
+    monkeypatch.setattr(
+        LanguageSteps, "join", lambda self, feeds: joined.append(len(feeds)) or join(self, feeds)
+    )
+    images = [breast_ultrasound((300, 400), (0.4, 0.3 + 0.1 * i), (40, 60)) for i in range(4)]
+    alone = [predictor.predict(image, PROMPT) for image in images]
+    joined.clear()
+    monkeypatch.setattr(MicroBatcher, "run", met_at_the_first_step(len(images)))
+    with ThreadPoolExecutor(len(images)) as pool:
+        together = list(pool.map(lambda image: predictor.predict(image, PROMPT), images))
+    assert len(joined) > 10
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.text == theirs.text
+        assert (ours.mask ^ theirs.mask).sum() <= 0.002 * theirs.mask.sum()
+
+
+def met_at_the_first_step(count: int) -> Callable[[MicroBatcher, Tensors], Outputs]:
+    """MicroBatcher.run, where the first step of each of `count` threads waits for that of all others."""
+    meeting, mine, run = threading.Barrier(count), threading.local(), MicroBatcher.run
+
+    def meet_and_run(batcher: MicroBatcher, feeds: Tensors) -> Outputs:
+        if batcher.name == "language_step.onnx" and not hasattr(mine, "has_met"):
+            mine.has_met = True
+            meeting.wait(60)
+        return run(batcher, feeds)
+
+    return meet_and_run
 
 
 def test_a_breast_lesion_is_found_and_told(sim4seg_s: Sim4SegPredictor) -> None:

@@ -96,6 +96,7 @@ grid = {GRID}
 top_k = {TOP_K}
 [text]
 tokenizer = "tokenizer.json"
+layers = 1
 max_query_tokens = 48
 max_new_tokens = 200
 answer_cue = "\\nASSISTANT:"
@@ -130,9 +131,9 @@ def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Cast", ["is_dark"], ["script"], to=FLOAT),
         helper.make_node("Shape", ["text_ids"], ["length"], start=1),
         helper.make_node("Add", ["length", "prefix"], ["sequence"]),
-        helper.make_node("Concat", ["ones3", "sequence", "ones1"], ["cache_shape"], axis=0),
-        helper.make_node("Expand", ["zero", "cache_shape"], ["prefix_keys"]),
-        helper.make_node("Expand", ["script", "cache_shape"], ["prefix_values"]),
+        helper.make_node("Concat", ["ones2", "sequence", "ones1"], ["cache_shape"], axis=0),
+        helper.make_node("Expand", ["zero", "cache_shape"], ["prefix_keys.0"]),
+        helper.make_node("Expand", ["script", "cache_shape"], ["prefix_values.0"]),
         helper.make_node("Cast", ["script"], ["row"], to=INT64),
         helper.make_node("Mul", ["row", "steps"], ["index"]),
         helper.make_node("Unsqueeze", ["index", "axis0"], ["indices"]),
@@ -143,14 +144,14 @@ def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Reshape", ["cells", "column"], ["cell_column"]),
         helper.make_node("MatMul", ["cell_column", "along_state"], ["image_tokens"]),
     ]
-    cache = [1, 1, 1, "S", 1]
+    cache = [1, 1, "S", 1]
     return _model(
         nodes,
         {"pixels": (FLOAT, [1, 3, SIDE, SIDE]), "text_ids": (INT64, [1, "T"])},
         {
             "logits": [1, logits.shape[-1]],
-            "prefix_keys": cache,
-            "prefix_values": cache,
+            "prefix_keys.0": cache,
+            "prefix_values.0": cache,
             "image_tokens": [GRID * GRID, STATE],
             "state_embedding": [1, STATE],
         },
@@ -158,7 +159,7 @@ def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
             "one": np.float32(1.0),
             "zero": np.float32(0.0),
             "prefix": np.array([2 + GRID * GRID]),
-            "ones3": np.array([1, 1, 1]),
+            "ones2": np.array([1, 1]),
             "ones1": np.array([1]),
             "steps": np.int64(logits.shape[1]),
             "axis0": np.array([0]),
@@ -172,51 +173,49 @@ def language_prefill(logits: np.ndarray) -> onnx.ModelProto:
 
 
 def language_step(logits: np.ndarray) -> onnx.ModelProto:
-    """Say the next token of the script; count the step in the cache."""
+    """Say the next token of the script, which the prefix names, and keep that in the cache."""
     nodes = [
         helper.make_node("Cast", ["token_ids"], ["token"], to=FLOAT),
         helper.make_node("Mul", ["token", "zero"], ["nothing"]),  # the token must be an input that is used
-        helper.make_node("Add", ["nothing", "one"], ["count"]),
-        helper.make_node("Reshape", ["count", "cell"], ["counted"]),
-        helper.make_node("Concat", ["past_keys", "counted"], ["present_keys"], axis=3),
-        helper.make_node("Slice", ["prefix_values", "begin", "end", "axis3"], ["script_cell"]),
-        helper.make_node("Mul", ["counted", "zero"], ["nothings"]),
+        helper.make_node("Reshape", ["nothing", "cell"], ["nothings"]),
+        helper.make_node("Add", ["nothings", "one"], ["counted"]),
+        helper.make_node("Concat", ["past_keys.0", "counted"], ["present_keys.0"], axis=2),
+        helper.make_node("Slice", ["prefix_values.0", "begin", "end", "axis2"], ["script_cell"]),
         helper.make_node("Add", ["script_cell", "nothings"], ["script_cells"]),  # one of each path
-        helper.make_node("Concat", ["past_values", "script_cells"], ["present_values"], axis=3),
-        helper.make_node("ReduceSum", ["present_keys", "but_paths"], ["said"], keepdims=0),
-        helper.make_node("ReduceSum", ["prefix_keys"], ["before"], keepdims=0),  # zeros
-        helper.make_node("Add", ["said", "before"], ["taken"]),
-        helper.make_node("ReduceMax", ["script_cell"], ["script"], keepdims=0),
+        helper.make_node("Concat", ["past_values.0", "script_cells"], ["present_values.0"], axis=2),
+        helper.make_node("ReduceSum", ["prefix_keys.0"], ["before"], keepdims=0),  # zeros
+        helper.make_node("Cast", ["prefix_lengths"], ["read"], to=FLOAT),
+        helper.make_node("Mul", ["read", "zero"], ["read_nothing"]),
+        helper.make_node("Cast", ["past_lengths"], ["said"], to=FLOAT),
+        helper.make_node("Sum", ["said", "one", "before", "read_nothing"], ["taken"]),
+        helper.make_node("Reshape", ["script_cells", "flat"], ["script"]),
         helper.make_node("Mul", ["script", "steps"], ["offset"]),
         helper.make_node("Add", ["taken", "offset"], ["place"]),
         helper.make_node("Cast", ["place"], ["index"], to=INT64),
         helper.make_node("Gather", ["table", "index"], ["logits"]),
         helper.make_node("Gather", ["states", "index"], ["state_embedding"]),
     ]
-    prefix, past, present = [1, 1, 1, "S", 1], [1, "B", 1, "T", 1], [1, "B", 1, "T_next", 1]
+    prefix, past, present = ["G", 1, "S", 1], ["B", 1, "T", 1], ["B", 1, "T_next", 1]
+    lengths = {"prefix_lengths": (INT64, ["G"]), "past_lengths": (INT64, ["B"])}
+    caches = {f"{part}.0": (FLOAT, prefix) for part in ("prefix_keys", "prefix_values")}
+    caches |= {f"{part}.0": (FLOAT, past) for part in ("past_keys", "past_values")}
     return _model(
         nodes,
-        {
-            "token_ids": (INT64, ["B", 1]),
-            "prefix_keys": (FLOAT, prefix),
-            "prefix_values": (FLOAT, prefix),
-            "past_keys": (FLOAT, past),
-            "past_values": (FLOAT, past),
-        },
+        {"token_ids": (INT64, ["B", 1]), **lengths, **caches},
         {
             "logits": ["B", logits.shape[-1]],
-            "present_keys": present,
-            "present_values": present,
+            "present_keys.0": present,
+            "present_values.0": present,
             "state_embedding": ["B", STATE],
         },
         {
             "zero": np.float32(0.0),
             "one": np.float32(1.0),
-            "cell": np.array([1, -1, 1, 1, 1]),
-            "but_paths": np.array([0, 2, 3, 4]),
+            "cell": np.array([-1, 1, 1, 1]),
+            "flat": np.array([-1]),
             "begin": np.array([0]),
             "end": np.array([1]),
-            "axis3": np.array([3]),
+            "axis2": np.array([2]),
             "steps": np.float32(logits.shape[1]),
             "table": logits.reshape(-1, logits.shape[-1]),
             "states": _states(logits),

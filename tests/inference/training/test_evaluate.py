@@ -10,11 +10,15 @@ from inference.contract import Diagnosis, Image, Prediction, Prompt
 from inference.datasets.folder import load_cases
 from inference.errors import InputRejected
 from inference.prompts import Findings, write_answer
-from inference.training.evaluate import evaluate, package_folder, table
-from inference.training.scoring import (
-    area_under_curve,
-    hd95,
+from inference.training.evaluate import (
+    evaluate,
+    package_folder,
+    plain,
+    report_of,
+    score_case,
+    table,
 )
+from inference.training.scoring import Score, area_under_curve, hd95
 from tests.inference.datasets import tiny_data
 
 ROWS = (
@@ -113,6 +117,22 @@ def test_rows_without_mask_or_label_and_of_unknown_sets(tmp_path: Path) -> None:
     assert report["images_with_mask"] == 1
     assert report["images_with_label"] == 1
     assert report["dice"]["count"] == 1
+
+
+def test_what_a_variant_gains_is_counted_image_by_image(tmp_path: Path) -> None:
+    cases = load_cases(tiny_data.write(tmp_path, ROWS) / "train")
+
+    def scores(*predictors: BrightPart) -> list[Score]:
+        asked = [plain(predictor, is_positional=False) for predictor in predictors]
+        return [score_case(ask, case, is_positional=False) for ask, case in zip(asked, cases, strict=True)]
+
+    right, wrong = BrightPart(), Refuser()
+    before, now = scores(wrong, wrong, right, right), scores(right, wrong, right, wrong)
+    report = report_of(now, before)
+    assert report["datasets"]["busbra"]["dice_gain"]["mean"] == pytest.approx(1 / 3)
+    assert report["datasets"]["kvasirseg"]["dice_gain"]["mean"] == -1
+    assert report["all"]["dice_gain"] == {"mean": 0.0, "low": -0.75, "high": 0.75, "count": 4}
+    assert "dice_gain" not in report_of(now)["all"]
 
 
 def test_outlines_apart() -> None:

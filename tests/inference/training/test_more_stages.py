@@ -9,17 +9,20 @@ from tokenizers import Tokenizer
 
 from inference.datasets.frames import open_frames
 from inference.datasets.m3ds import load_records
-from inference.datasets.sample import M3dsSampler, frame_sample
+from inference.datasets.report_guided import Missing
+from inference.datasets.sample import M3dsSampler, Sample, frame_sample
 from inference.datasets.text import encode_batch
 from inference.models.checkpoints import save_tensors
 from inference.prompts import parse_answer
 from inference.reports import Priors
 from inference.settings import PACKAGES
+from inference.training import medseg_stage
 from inference.training.build import STAGES, model_config
 from inference.training.losses import LossWeights
 from inference.training.medseg_stage import (
     AttendStage,
     MedSegRStage,
+    adapters_of,
     attention_loss,
     attention_maps,
     early_maps,
@@ -27,7 +30,7 @@ from inference.training.medseg_stage import (
 from inference.training.prs_stage import PrsMedStage
 from inference.training.recipe import load_recipe
 from inference.training.stages import Bench, JointStage, Phase, SegmenterStage, Stage
-from inference.training.train import Run
+from inference.training.train import Run, in_a_hurry
 from tests.inference.datasets import tiny_data
 from tests.inference.models.test_medseg_r import TINY as TINY_MEDSEG
 from tests.inference.models.test_prs_med import TINY as TINY_PRS
@@ -92,9 +95,8 @@ def test_medseg_r_learns_from_a_segmenter_on(bench: Bench, tmp_path: Path, is_wh
     save_tensors(tmp_path / "start.safetensors", kind(bench, TINY_SIM4SEG).module.state_dict())
     stage = MedSegRStage(bench, MEDSEG)
     settings = {"freeze_image_encoder": True, "leave_out": ["shape"], "missing": {"report": 0.2}}
-    stage.begin({**settings, "open_location": 0.5}, [tmp_path / "start.safetensors"])
-    for adapter in stage.learner.model.adapters.values():
-        assert adapter.gates.tolist() == [0.5, 0.0, 0.0]
+    stage.begin({**settings, "distractor_share": 1.0}, [tmp_path / "start.safetensors"])
+    assert not any(adapter.gates.any() for adapter in stage.learner.model.adapters.values())
     encoder = {n: v.clone() for n, v in stage.learner.model.image_encoder.state_dict().items()}
     losses = learn(stage, tmp_path, 10, 64)
     assert sum(losses[-3:]) < sum(losses[:3])
@@ -102,6 +104,17 @@ def test_medseg_r_learns_from_a_segmenter_on(bench: Bench, tmp_path: Path, is_wh
     assert all(torch.equal(after[name], value) for name, value in encoder.items())
     assert any(adapter.gates.any() for adapter in stage.learner.model.adapters.values())
     assert {"dice busbra", "told busbra", "shuffled busbra"} <= set(stage.validate(Phase(64, 1, 2)))
+
+
+def test_medseg_rs_last_stage_trains_the_image_encoder_too(bench: Bench, tmp_path: Path) -> None:
+    stage = MedSegRStage(bench, MEDSEG)
+    stage.begin({"freeze_image_encoder": False, "kept_stages": 1, "distractor_share": 0.5}, [])
+    parts = dict(stage.learner.model.image_encoder.named_parameters())
+    before = {name: value.detach().clone() for name, value in parts.items()}
+    learn(stage, tmp_path, 3, 64)
+    moved = {name for name, value in parts.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name, value in parts.items() if value.requires_grad}
+    assert moved < set(parts), "stem and first stage stay"
 
 
 def test_spatial_attention_learns_what_a_location_means(bench: Bench, tmp_path: Path) -> None:
@@ -114,6 +127,30 @@ def test_spatial_attention_learns_what_a_location_means(bench: Bench, tmp_path: 
     learn(stage, tmp_path, 40, 64)
     assert stage.validate(Phase(64, 1, 2))["attention told"] < 0.8 * before["attention told"]
     assert not any(adapter.gates.any() for adapter in stage.learner.model.adapters.values())
+
+
+def test_the_recipe_opens_the_first_gate_of_location(bench: Bench) -> None:
+    stage = MedSegRStage(bench, MEDSEG)
+    stage.begin({"freeze_image_encoder": True, "open_location": 0.8}, [])
+    gates = [adapter.gates.tolist() for _, adapter in sorted(adapters_of(stage.learner.model).items())]
+    assert gates[0] == pytest.approx([0.8, 0, 0])
+    assert not any(any(each) for each in gates[1:])
+
+
+def test_only_what_is_told_a_location_gets_a_second_target(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = MedSegRStage(bench, MEDSEG)
+    stage.distractor_share = 1.0
+    asked: list[Sample] = []
+    monkeypatch.setattr(medseg_stage, "with_distractor", lambda sample, _, __: asked.append(sample))
+    stage.missing = Missing(report=1.0)
+    stage.draw(Phase(64, 1, 8))
+    assert not asked
+    stage.missing = Missing(report=0.0, field=0.0)
+    drawn = [sample for _ in range(4) for sample in stage.draw(Phase(64, 1, 8))[0]]
+    datasets = {sample.record.dataset for sample in drawn}
+    assert len(asked) == len(drawn) - len(datasets)  # the first of each data set has none to borrow from
 
 
 def test_where_to_look_is_everywhere_or_near_the_mask() -> None:
@@ -192,6 +229,14 @@ def test_recipes_hold_what_their_stages_ask_for(path: Path) -> None:
         assert sum(stage["weights"].values()) == pytest.approx(1)
         assert all(recipe["frame_side"] % Phase(**phase).side == 0 for phase in stage["phase"])
         assert {"lr", "lr_floor", "betas", "weight_decay", "clip_norm", "ema_decay"} <= set(stage)
+
+
+def test_a_hurry_shortens_every_phase_and_changes_nothing_else() -> None:
+    settings = load_recipe(next(path for path in RECIPES if path.stem == "sim4seg_s"))["segmenter"]
+    hurried = in_a_hurry(settings, 0.5)
+    assert [phase["minutes"] for phase in hurried["phase"]] == [9.0, 18.0]
+    assert [phase["minutes"] for phase in settings["phase"]] == [18.0, 36.0]
+    assert hurried | {"phase": settings["phase"]} == settings
 
 
 def test_a_recipe_builds_on_another(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from dicom_node.audit.trail import spool_of
 from dicom_node.settings_web import HttpSettings, Role
 from dicom_node.web.login.files import LoginUnusable
 from dicom_node.web.login.sessions import Sessions
@@ -114,6 +115,15 @@ def test_what_cannot_be_a_log_in_is_refused(client):
     assert client.post("/login", json={"name": "a"}).status_code == 400
     assert client.post("/login", data={"name": "x" * 9000}).status_code == 413
     assert form(client, "alice", "\x00").status_code == 401
+
+
+def test_coming_and_going_are_in_the_audit_trail(client, cookie, app):
+    client.post("/logout", headers=cookie)
+    client.post("/logout", headers=cookie)  # no session any more: nobody to tell of
+    told = [record.message for _, record in spool_of(app.state.services.settings).records()]
+    kinds = [kind for message in told for kind in ("Login", "Logout") if f'originalText="{kind}"' in message]
+    assert kinds == ["Login", "Logout"]
+    assert 'UserID="alice"' in told[-1]
 
 
 def test_logging_out_ends_the_session_wherever_its_cookie_is(client, cookie, make_app, sections):
