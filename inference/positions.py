@@ -7,6 +7,8 @@ places in the image, not in the patient.
 import re
 from dataclasses import dataclass
 
+from inference.prompts import TARGETS
+
 CENTRE = "centre"
 QUADRANTS: tuple[str, ...] = ("upper left", "upper right", "lower left", "lower right")
 POSITIONS: tuple[str, ...] = (CENTRE, *QUADRANTS, *(f"{zone} {CENTRE}" for zone in QUADRANTS))
@@ -92,6 +94,26 @@ SECOND_OF_TWO = "the second one lies in the {zone}."
 ABSENT_ANSWERS: tuple[str, ...] = (
     "No {target} is seen in this image.",
     "There is no {target} in this image.",
+)
+
+
+def _tails(templates: tuple[str, ...]) -> tuple[str, ...]:
+    """What follows the zone, where it holds no other word that the image decides."""
+    tails = (template.partition("{zone}")[2] for template in templates)
+    return tuple(tail for tail in tails if "{" not in tail)
+
+
+NEAR_TAILS, FAR_TAILS = _tails(NEAR_ANSWERS), _tails(FAR_ANSWERS)
+PRESENT_OPENINGS = tuple(
+    dict.fromkeys(
+        template.split(maxsplit=1)[0] for template in (*NEAR_ANSWERS, *FAR_ANSWERS, *CENTRE_ANSWERS)
+    )
+)
+# Of every target that has a name, and of any other.
+ABSENT_SENTENCES = tuple(
+    template.format(target=target)
+    for template in ABSENT_ANSWERS
+    for target in dict.fromkeys([*filter(None, TARGETS.values()), "lesion"])
 )
 
 _ZONE = re.compile(r"\b(?:(upper|lower) (left|right)(?: centre)?|centre)\b")

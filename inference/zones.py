@@ -21,6 +21,7 @@ THIRDS = (1 / 3, 2 / 3)  # of the image's side: where the nine zones meet
 # Median distance of our masks' centroids from the true ones, of the image's side: busbra 0.010, kvasirseg
 # 0.014, lidc_patch and sunnybrook 0.005. Nearer to a border than this, a mask leaves the word open.
 SPREAD = 0.005
+NEAR = 0.2  # of the image's width: the released generator's distance for its "near" wordings (models.md 2.4)
 
 
 def zone_of(y: float, x: float) -> str:
@@ -44,10 +45,10 @@ def zone_chances(y: float, x: float) -> dict[str, float]:
 
 def box_of(mask: Mask) -> Box | None:
     """Bounding box of `mask` (H, W); None if it is empty."""
-    rows, columns = np.nonzero(mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return None
-    return int(rows.min()), int(columns.min()), int(rows.max()), int(columns.max())
+    return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
 
 
 def zone_of_mask(mask: Mask) -> str | None:
@@ -81,6 +82,15 @@ def position_chances(box: Box, hw: tuple[int, int]) -> dict[str, float]:
         for row, p in (("upper", upper), ("lower", 1 - upper))
         for side, q in (("left", to_left), ("right", 1 - to_left))
     }
+
+
+def near_chance(box: Box, hw: tuple[int, int]) -> float:
+    """How likely the middle of a box, known to within SPREAD, is less than NEAR from the image's.
+
+    Distance and NEAR are shares of the image's width.
+    """
+    dy, dx = (box[0] + box[2] - hw[0]) / 2, (box[1] + box[3] - hw[1]) / 2
+    return _below(math.hypot(dy, dx) / hw[1], NEAR)
 
 
 def percent_of(mask: Mask) -> int:

@@ -34,9 +34,8 @@ from inference.positions import (
     write_two_positions,
 )
 from inference.prompts import EOS, IM_END, SPECIAL_TOKENS, TARGETS, prompt_text
-from inference.zones import holds_centre, quadrant, zone_of_mask
+from inference.zones import NEAR, holds_centre, quadrant, zone_of_mask
 
-NEAR = 0.2  # of the image's width: the released generator's distance for its "near" wordings
 PAIRED_TARGETS = frozenset({"lung", "lungs"})
 COLUMNS = ("image_path", "image_name", "split", "question", "position", "answer")
 EIGHT_NEIGHBOURS = np.ones((3, 3), np.int64)

@@ -5,22 +5,30 @@ exactly. At the closed places of the wording the two are multiplied, token by to
 
     p(word) ~ p_model(word) * p_mask(word)        (product of experts; Hinton 2002)
 
-All other words are the model's own. A mask near a border of two zones leaves the choice to the model
-(`inference.zones.SPREAD`); an answer that is not about to name a place is let alone.
+A phrase that is begun is finished. All other words are the model's own. A mask near a border of two zones
+leaves the choice to the model (`inference.zones.SPREAD`); an answer that is not about to name a place is let
+alone. An empty mask says how a position answer opens: nothing is said to lie where nothing was outlined.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.positions import CENTRE, QUADRANTS
+from inference.positions import ABSENT_SENTENCES, CENTRE, FAR_TAILS, NEAR_TAILS, PRESENT_OPENINGS, QUADRANTS
 from inference.postprocess import MASK_THRESHOLD
 from inference.preprocess import ResizeLongestSide
 from inference.prompts import ZONES
 from inference.runtime.generate import Floats
-from inference.zones import box_of, centroid_of, percent_chances, position_chances, zone_chances
+from inference.zones import (
+    box_of,
+    centroid_of,
+    near_chance,
+    percent_chances,
+    position_chances,
+    zone_chances,
+)
 
 Tokenise = Callable[[str], tuple[int, ...]]
 Measured = Mapping[str, Mapping[str, float]]  # name of a slot -> how likely each phrase is
@@ -32,19 +40,22 @@ class Slot:
     """A place in the answers where one of a few phrases stands."""
 
     name: str
-    cues: tuple[tuple[int, ...], ...]  # the tokens right before it, in any of these forms
+    cues: tuple[tuple[int, ...], ...]  # the tokens right before it, in any of these forms; (): the beginning
     phrases: Mapping[str, tuple[int, ...]]
+    is_strict: bool = False  # what the mask denies cannot be said, however sure the model is
 
     @classmethod
-    def of(cls, name: str, tokenise: Tokenise, cues: Iterable[str], phrases: Iterable[str]) -> "Slot":
-        """The slot after any of `cues`; each of `phrases` is tokenised with the blank before it."""
-        return cls(name, tuple(map(tokenise, cues)), {each: tokenise(f" {each}") for each in phrases})
+    def of(
+        cls, name: str, tokenise: Tokenise, cues: Iterable[str], phrases: Iterable[str], before: str = " "
+    ) -> "Slot":
+        """The slot after any of `cues`; each of `phrases` is tokenised with what stands `before` it."""
+        return cls(name, tuple(map(tokenise, cues)), {each: tokenise(before + each) for each in phrases})
 
     def said(self, token_ids: Sequence[int]) -> tuple[int, ...] | None:
         """What of a phrase is said at the end of an answer; () right after the cue, None elsewhere."""
         for length in range(max(map(len, self.phrases.values()))):
             before, said = token_ids[: len(token_ids) - length], tuple(token_ids[len(token_ids) - length :])
-            if any(len(before) >= len(cue) and tuple(before[-len(cue) :]) == cue for cue in self.cues):
+            if any(_ends_with(before, cue) for cue in self.cues):
                 return said
         return None
 
@@ -84,15 +95,21 @@ class Grounding:
             said = slot.said(token_ids) if slot.name in self._measured else None
             if said is not None:
                 options = slot.options(said, self._measured[slot.name])
-                if likeliest in options:
-                    return _weighed(logits, options)
+                if likeliest in options or (said and options):
+                    return _weighed(logits, options, 0.0 if slot.is_strict else FLOOR)
         return logits
 
 
-def _weighed(logits: NDArray[np.float64], options: Mapping[int, float]) -> NDArray[np.float64]:
+def _ends_with(token_ids: Sequence[int], cue: tuple[int, ...]) -> bool:
+    """Whether `cue` stands right before what comes next; the empty cue stands at the beginning only."""
+    return tuple(token_ids[len(token_ids) - len(cue) :]) == cue if cue else not token_ids
+
+
+def _weighed(logits: NDArray[np.float64], options: Mapping[int, float], floor: float) -> NDArray[np.float64]:
     out = np.full_like(logits, -np.inf)
     for token, chance in options.items():
-        out[token] = logits[token] + np.log(max(chance, FLOOR))
+        if likelihood := max(chance, floor):
+            out[token] = logits[token] + np.log(likelihood)
     return out
 
 
@@ -106,8 +123,14 @@ def answer_slots(tokenise: Tokenise) -> tuple[Slot, ...]:
 
 
 def position_slots(tokenise: Tokenise) -> tuple[Slot, ...]:
-    """Where the answers of `inference.positions` name the place of one target."""
-    return (Slot.of("position", tokenise, (" in the", " In the"), (CENTRE, *QUADRANTS)),)
+    """Where the answers of `inference.positions` open, name the place of a target, and how far off it is."""
+    opening = Slot.of("opening", tokenise, ("",), (*ABSENT_SENTENCES, *PRESENT_OPENINGS))
+    quadrants = [f" in the {quadrant}" for quadrant in QUADRANTS]
+    return (
+        replace(opening, is_strict=True),
+        Slot.of("position", tokenise, (" in the", " In the"), (CENTRE, *QUADRANTS)),
+        Slot.of("distance", tokenise, quadrants, (*NEAR_TAILS, *FAR_TAILS), before=""),
+    )
 
 
 def region_words(logits: Floats, frame: ResizeLongestSide) -> Measured:
@@ -119,11 +142,14 @@ def region_words(logits: Floats, frame: ResizeLongestSide) -> Measured:
     return {"zone": zone_chances(*centre), "percent": percent_chances(mask)}
 
 
-def position_words(logits: Floats, frame: ResizeLongestSide) -> Measured:
-    """What the mask of `logits` (S, S) says at `position_slots`; nothing for an empty one."""
-    mask = _inside(logits, frame)
-    box = box_of(mask)
-    return {} if box is None else {"position": position_chances(box, (mask.shape[0], mask.shape[1]))}
+def position_words(mask: NDArray[np.bool_]) -> Measured:
+    """What `mask` (H, W) says at `position_slots`; an empty one, that there is no target."""
+    box, hw = box_of(mask), (mask.shape[0], mask.shape[1])
+    if box is None:
+        return {"opening": dict.fromkeys(ABSENT_SENTENCES, 1.0)}
+    near = near_chance(box, hw)
+    distance = dict.fromkeys(NEAR_TAILS, near) | dict.fromkeys(FAR_TAILS, 1 - near)
+    return {"position": position_chances(box, hw), "distance": distance}
 
 
 def _inside(logits: Floats, frame: ResizeLongestSide) -> NDArray[np.bool_]:

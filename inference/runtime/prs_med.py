@@ -40,7 +40,8 @@ class PrsMedPredictor(PackagedPredictor):
 
     The mask is conditioned on the states of image and question, which the first pass hands on; the answer
     that follows cannot change it. An answer that says there is no target empties the mask. With `is_grounded`
-    the mask has a say in the words that name a place (`inference.runtime.grounding`).
+    the mask has a say in the words that name a place, and where it is empty the answer says that there is no
+    target (`inference.runtime.grounding`).
     """
 
     is_grounded = True
@@ -91,11 +92,9 @@ class PrsMedPredictor(PackagedPredictor):
             drawing = Drawing(self, frame, pixels, watch)
             prefill, step = self.engines.language_prefill, self.engines.language_step
             answer = generate(prefill, step, feeds, rules=rules, clock=self._clock, facts=drawing)
-            drawn_s = watch.seconds["image_encoder"] + watch.seconds["mask_decoder"]
+            drawn_s = sum(watch.seconds.values()) - watch.seconds["preprocess"]
             watch.seconds.update(language_prefill=answer.prefill_s, language_steps=answer.steps_s - drawn_s)
-            with watch.stage("postprocess"):
-                mask = mask_at_source(drawing.logits, frame.source_hw)
-        return self._prediction(self.conversation.text(answer.token_ids), mask, drawing, watch.seconds)
+        return self._prediction(self.conversation.text(answer.token_ids), drawing, watch.seconds)
 
     def embed(self, pixels: Floats) -> Floats:
         """The image embedding (1, 256, 64, 64) float32 of `pixels` (1, 3, side, side)."""
@@ -112,12 +111,10 @@ class PrsMedPredictor(PackagedPredictor):
         kinds = require_output(decoder.name, "kind_logits", out["kind_logits"], (1, len(MODALITIES)))
         return logits[0, 0], int(kinds.argmax())
 
-    def _prediction(
-        self, text: str, mask: NDArray[np.bool_], drawing: "Drawing", seconds: dict[str, float]
-    ) -> Prediction:
+    def _prediction(self, text: str, drawing: "Drawing", seconds: dict[str, float]) -> Prediction:
         parsed = parse_position(text)
         logits, kind = drawing.logits, drawing.kind
-        shown = mask & (not parsed.is_absent)
+        shown = drawing.mask & (not parsed.is_absent)
         nowhere = np.zeros((self.manifest.region.grid,) * 2, np.float32)
         return Prediction(
             mask=shown,
@@ -136,7 +133,7 @@ class PrsMedPredictor(PackagedPredictor):
 
 
 class Drawing(Grounding):
-    """Draws the mask before the first word: `logits` (256, 256), and `kind`, the place in MODALITIES."""
+    """Draws before the first word: `logits` (256, 256), `mask` (H, W), and `kind`, a place in MODALITIES."""
 
     def __init__(
         self, predictor: PrsMedPredictor, frame: ResizeLongestSide, pixels: Floats, watch: Stopwatch
@@ -144,6 +141,7 @@ class Drawing(Grounding):
         super().__init__(predictor.slots)
         self._predictor, self._frame, self._pixels, self._watch = predictor, frame, pixels, watch
         self.logits, self.kind = np.zeros((LOW_RES, LOW_RES), np.float32), 0
+        self.mask = np.zeros(frame.source_hw, np.bool_)
 
     def begin(self, handed_on: Floats) -> None:
         """Draw what the states of image and question ask for, and let the mask have its say."""
@@ -151,8 +149,10 @@ class Drawing(Grounding):
             embedding = self._predictor.embed(self._pixels)
         with self._watch.stage("mask_decoder"):
             self.logits, self.kind = self._predictor.draw(embedding, handed_on)
+        with self._watch.stage("postprocess"):
+            self.mask = mask_at_source(self.logits, self._frame.source_hw)
         if self._predictor.is_grounded:
-            self.learn(position_words(self.logits, self._frame))
+            self.learn(position_words(self.mask))
 
 
 def expected_iou(logits: Floats) -> float:

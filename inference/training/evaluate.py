@@ -53,6 +53,7 @@ NOTES = {
     "hd95": "pixels, larger of the two directions, where both masks have an outline (hd95_images)",
     "zone_accuracy": "the zone the text names is the zone of the true mask; no zone named is wrong",
     "text_mask_agreement": "the zone the text names is the zone of the mask drawn, where there are both",
+    "zones_of_nothing": "images where the text names a zone although nothing was outlined",
     "absent_rejection": "share of images with nothing to outline where nothing was outlined",
     "auc": "where there are two labels; ece: 15 bins; majority_*: of always answering the commonest label",
 }
@@ -103,11 +104,12 @@ def evaluate(predictor: Predictor, cases: Sequence[Case], *, is_positional: bool
 def report_of(scores: Sequence[Score], before: Sequence[Score] = ()) -> dict[str, Any]:
     """The report, data set by data set, and all together; with what was gained over `before` if given."""
     datasets = sorted({score.dataset for score in scores})
+    names_zones = any(score.zone_in_text for score in scores)
 
     def part(*names: str) -> dict[str, Any]:
         rows = [i for i, score in enumerate(scores) if score.dataset in names]
         gained = gain_report([scores[i] for i in rows], [before[i] for i in rows]) if before else {}
-        return summarise([scores[i] for i in rows]) | gained
+        return summarise([scores[i] for i in rows], names_zones=names_zones) | gained
 
     return {"datasets": {name: part(name) for name in datasets}, "all": part(*datasets)}
 

@@ -112,8 +112,8 @@ def hd95(predicted: Mask, truth: Mask) -> float | None:
     return float(max(np.percentile(to_theirs, 95), np.percentile(to_ours, 95)))
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, Any]:
-    """The report of one data set, or of all."""
+def summarise(scores: Sequence[Score], *, names_zones: bool) -> dict[str, Any]:
+    """The report of one data set, or of all; `names_zones`: it is of a model whose words name places."""
     report: dict[str, Any] = {
         "images": len(scores),
         "refused": sum(bool(score.refusal) for score in scores),
@@ -121,7 +121,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, Any]:
         "region_rate": float(np.mean([score.has_region for score in scores])),
         "median_seconds": float(np.median([score.seconds for score in scores])),
     }
-    report |= mask_report(scores) | zone_report(scores) | absent_report(scores)
+    report |= mask_report(scores) | (zone_report(scores) if names_zones else {}) | absent_report(scores)
     known = [score for score in scores if score.truth]
     report["images_with_label"] = len(known)
     if len({score.truth for score in known}) > 1:
@@ -166,9 +166,9 @@ def gain_report(scores: Sequence[Score], before: Sequence[Score]) -> dict[str, A
 
 def zone_report(scores: Sequence[Score]) -> dict[str, Any]:
     """How often the zone in the text is that of the true mask, and that of the mask drawn."""
-    report: dict[str, Any] = {}
-    if not any(score.zone_in_text for score in scores):
-        return report
+    report: dict[str, Any] = {
+        "zones_of_nothing": sum(bool(s.zone_in_text and not s.zone_of_mask) for s in scores)
+    }
     asked = [score for score in scores if score.zone_of_truth]
     if asked:
         report["zone_accuracy"] = mean_interval([s.zone_in_text == s.zone_of_truth for s in asked])

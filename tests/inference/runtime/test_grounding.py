@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from dicom_node.samples_radiograph import make_leg_radiograph
 from inference.contract import Image, Prompt
 from inference.positions import parse_position
 from inference.preprocess import ResizeLongestSide
 from inference.prompts import ZONES, parse_answer
 from inference.runtime import open_predictor
-from inference.runtime.grounding import Grounding, Slot, answer_slots, position_slots, region_words
+from inference.runtime.grounding import (
+    Grounding,
+    Slot,
+    answer_slots,
+    position_slots,
+    position_words,
+    region_words,
+)
 from inference.runtime.predictors import Sim4SegPredictor
 from inference.runtime.prs_med import PrsMedPredictor
 from inference.settings import PACKAGES, InferenceSettings
@@ -92,7 +100,7 @@ def test_every_zone_can_be_reached_through_its_tokens() -> None:
 
 
 def test_a_slot_has_several_cues() -> None:
-    (slot,) = position_slots(tokenise)
+    slot = position_slots(tokenise)[1]
     assert isinstance(slot, Slot)
     assert slot.said(tokenise(" In the")) == slot.said(tokenise(" The polyp sits in the")) == ()
     assert slot.said(tokenise(" The polyp sits")) is None
@@ -100,6 +108,67 @@ def test_a_slot_has_several_cues() -> None:
 
 def test_an_empty_mask_says_nothing() -> None:
     assert region_words(np.full((256, 256), -1.0, np.float32), ResizeLongestSide((300, 200), 256)) == {}
+
+
+# ---- position answers
+
+NOWHERE = np.zeros((40, 60), np.bool_)
+SITS = " The polyp sits in the upper left"
+
+
+def placed(mask: np.ndarray) -> Grounding:
+    grounding = Grounding(position_slots(tokenise))
+    grounding.learn(position_words(mask))
+    return grounding
+
+
+def box(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros((200, 200), np.bool_)
+    mask[rows, columns] = True
+    return mask
+
+
+def finished(grounding: Grounding, said: str, count: int = 12) -> str:
+    """`said` and what the mask alone would have it followed by: of the options the first, at equal logits."""
+    ids, flat = list(tokenise(said)), np.zeros(TOKENIZER.get_vocab_size())
+    for _ in range(count):
+        weighed = grounding.weigh(ids, flat)
+        if weighed is flat:
+            break
+        ids.append(int(np.argmax(weighed)))
+    return str(TOKENIZER.decode(ids)).strip()
+
+
+@pytest.mark.parametrize("certainty", [1.0, 1e6])
+def test_nothing_lies_anywhere_where_nothing_was_outlined(certainty: float) -> None:
+    assert chosen(placed(NOWHERE), "", logits_of(The=certainty)) in {"There", ""}, "a blank begins ' No'"
+    assert parse_position(finished(placed(NOWHERE), " There")).is_absent
+    assert chosen(placed(NOWHERE), " There is no", logits_of(polyp=certainty)) == "polyp"
+
+
+def test_where_something_was_outlined_the_model_may_say_that_there_is_nothing() -> None:
+    logits = logits_of(There=1)
+    assert placed(box(slice(20, 60), slice(20, 60))).weigh((), logits) is logits
+
+
+def test_near_the_middle_and_far_from_it_are_the_mask_s_words() -> None:
+    far, near = placed(box(slice(10, 30), slice(10, 30))), placed(box(slice(70, 95), slice(70, 95)))
+    assert chosen(far, f"{SITS},", logits_of(a=4, towards=1)) == "to"  # its first token
+    assert chosen(near, f"{SITS},", logits_of(a=1, towards=4)) == "a"
+
+
+def test_a_phrase_that_is_begun_is_finished() -> None:
+    far = placed(box(slice(10, 30), slice(10, 30)))
+    said = f"{SITS}, towards the"
+    assert chosen(far, said, logits_of(middle=9)) == TOKENIZER.decode([tokenise(" edge")[0]]).strip()
+    logits = logits_of(middle=9)
+    assert far.weigh(tokenise(f"{SITS}, towards the edge."), logits) is logits
+
+
+def test_an_empty_cue_stands_at_the_beginning_only() -> None:
+    opening = position_slots(tokenise)[0]
+    assert opening.said(()) == ()
+    assert opening.said(tokenise(" There is")) == tokenise(" There is"), "a sentence that is begun"
 
 
 # ---- the shipped packages
@@ -134,6 +203,15 @@ def test_what_prs_med_s_says_agrees_with_its_mask() -> None:
         image = breast_ultrasound((400, 480), centre, (45, 60))
         prediction = predictor.predict(image, Prompt("Where is the breast lesion?"))
         assert parse_position(prediction.text).zones == (zone_of_mask(prediction.mask),)
+
+
+def test_what_prs_med_s_does_not_outline_it_does_not_place() -> None:
+    predictor = open_predictor("prs-med-s", InferenceSettings(threads=1))
+    grey, _ = make_leg_radiograph()
+    image = Image(np.repeat(grey[:, :, None], 3, axis=2))
+    prediction = predictor.predict(image, Prompt("Where is the fracture in this bone radiograph?"))
+    assert not prediction.mask.any(), "another model draws here: find another image"
+    assert parse_position(prediction.text).is_absent
 
 
 def test_without_a_say_the_words_are_the_model_s_own(sim4seg_s: Sim4SegPredictor) -> None:

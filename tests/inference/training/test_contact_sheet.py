@@ -1,6 +1,7 @@
 """The contact sheet draws both outlines where they are, and writes what was said."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from dicom_node.samples_ultrasound import make_breast_ultrasound
 from inference.datasets.folder import load_cases
 from inference.settings import PACKAGES
-from inference.training.contact_sheet import COLUMNS, OURS, TILE, TRUE, look, pick, sheet
+from inference.training.contact_sheet import BLANK, COLUMNS, OURS, PAPER, TILE, TRUE, look, pick, sheet, worst
 
 PACKAGE = PACKAGES / "sim4seg-s"
 FIELDS = ("split", "dataset", "id", "image", "mask", "modality", "organ", "label", "target")
@@ -46,3 +47,18 @@ def test_both_outlines_and_a_refusal(folder: Path) -> None:
     for colour in (OURS, TRUE):
         assert (first == colour).all(axis=2).sum() > 100
         assert not (second == colour).all(axis=2).any()
+
+
+def test_a_picture_for_a_card_has_the_outlines_and_no_pixel_of_the_image(folder: Path) -> None:
+    entries = [entry.without_pixels() for entry in look(PACKAGE, pick(load_cases(folder), 1))]
+    tile = np.asarray(sheet(entries, "sim4seg-s", columns=1))[30 : 30 + TILE - 4, : TILE - 4]
+    colours = {tuple(colour) for colour in np.unique(tile.reshape(-1, 3), axis=0).tolist()}
+    assert colours == {OURS, TRUE, (BLANK,) * 3, PAPER}
+
+
+def test_the_worst_are_those_of_each_data_set(folder: Path) -> None:
+    cases = load_cases(folder)
+    entries = [replace(entry, case=case) for entry, case in zip(look(PACKAGE, cases), cases, strict=True)]
+    missed = replace(entries[1], prediction=None)
+    found = worst([entries[0], missed, entries[2]], 2)
+    assert found == [missed, entries[0]], "the third has no outline to be compared with"
