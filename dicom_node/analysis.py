@@ -143,6 +143,8 @@ def _remarks(series: SourceSeries, reading: Reading) -> tuple[str, ...]:
     remarks = [f"Left out: {reason}." for reason in series.left_out[:20]]
     if not reading.has_region:
         remarks.append("No region was outlined.")
+        if reading.prediction.has_region:  # [SEG] was said, and the mask is empty or a speck
+            remarks.append("The answer speaks of a region all the same: do not rely on what it says of it.")
     elif reading.key.spacing_mm is None:
         remarks.append("The image is not calibrated: sizes are in pixels.")
     elif reading.key.spacing_origin == IMAGER_PIXEL_SPACING:

@@ -179,6 +179,26 @@ def test_without_region_and_diagnosis_there_is_no_finding(tmp_path: Path) -> Non
     assert builders.standard_errors(tmp_path, result.report) == []
 
 
+class Speck(builders.MaskPredictor):
+    """Says that it outlines something, and draws three pixels."""
+
+    def predict(self, image: Image, prompt: Prompt) -> Prediction:
+        mask = np.zeros(image.pixels.shape[:2], bool)
+        mask[5, 5:8] = True
+        return replace(super().predict(image, prompt), mask=mask, has_region=True)
+
+
+def test_words_about_a_region_that_was_not_drawn_are_called_so(tmp_path: Path) -> None:
+    series = builders.as_loaded(tmp_path / "in", [builders.make_ultrasound()])
+    result = analyse(series, Speck(), AnalysisRequest(QUERY))
+    assert result.segmentations == ()
+    text = " ".join(builders.report_text(tmp_path, result.report).split())
+    assert "No region was outlined." in text
+    assert "do not rely on what it says of it" in text
+    none = result_of(tmp_path / "none", [builders.make_ultrasound(np.zeros(SIZE, bool))])
+    assert "do not rely" not in builders.report_text(tmp_path, none.report)
+
+
 def test_bytes_are_the_same_again(tmp_path: Path) -> None:
     source = builders.make_ultrasound()
     first = result_of(tmp_path / "a", [source]).report
