@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +27,18 @@ class Pressure:
     """Looks at the disk now and then; may be asked by any thread, before every instance."""
 
     def __init__(
-        self, home: Path, root: Path, *, soft_bytes: int, hard_bytes: int, needs: Sequence[str] = ()
+        self,
+        home: Path,
+        root: Path,
+        *,
+        soft_bytes: int,
+        hard_bytes: int,
+        needs: Sequence[str] = (),
+        find_missing: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`find_missing` says, in a sentence, that the files are not where they were."""
         self._home = home
+        self._find_missing = find_missing
         self._needs = needs  # names of readiness.report without which nothing is taken
         self._root = root
         self._hard_bytes = hard_bytes
@@ -83,6 +92,7 @@ class Pressure:
         free, problem = _free_bytes(self._root)
         if self._is_distrusted or readiness.is_reported(self._home, FSYNC):
             problem = "an fsync failed: the disk is not trusted until the node is started again"
+        problem = problem or self._find_missing()
         missing = [name for name in self._needs if readiness.is_reported(self._home, name)]
         self._missing = f"not ready: {', '.join(missing)}; see /health/ready" if missing else None
         # First what, then when: another thread must not take what nobody has looked at for a finding.

@@ -147,8 +147,12 @@ class Receiver:
         return None
 
     def prepare(self, *, is_journaling: bool = True) -> None:
-        """Do now what would make the first instances slow; some ways in never use the journal."""
-        self._committer.prepare(is_journaling=is_journaling)
+        """Do now what would make the first instances slow; some ways in never use the journal.
+
+        Nothing where the disk takes no instance: folders made there could hide that its volume is missing.
+        """
+        if self.pressure.hard_problem(may_use_reserve=True) is None:
+            self._committer.prepare(is_journaling=is_journaling)
 
     def close(self) -> None:
         """Leave nothing in the journal."""

@@ -7,6 +7,7 @@ from dicom_node.notes import IdentityRules
 from dicom_node.pressure import Pressure
 from dicom_node.receive import Receiver
 from dicom_node.settings import NodeSettings
+from dicom_node.whereabouts import missing_files
 from storage.database import Database
 from storage.files import open_files
 
@@ -18,17 +19,18 @@ def open_receiver(settings: NodeSettings, database: Database) -> Receiver:
         settings.identity.follow_rejection_notes, frozenset(settings.identity.corrections_from)
     )
     files = open_files(settings.storage)
-    return Receiver(database, files, limits, open_pressure(settings), identity=identity)
+    return Receiver(database, files, limits, open_pressure(settings, database), identity=identity)
 
 
-def open_pressure(settings: NodeSettings) -> Pressure:
-    """The watermarks of the configuration."""
+def open_pressure(settings: NodeSettings, database: Database | None = None) -> Pressure:
+    """The watermarks of the configuration; with the index, a volume that is not mounted is noticed."""
     return Pressure(
         settings.home,
         settings.storage.files_root,
         soft_bytes=settings.limits.low_free_mb * MIB,
         hard_bytes=settings.limits.min_free_mb * MIB,
         needs=(AUDIT,) if settings.audit.when_full == "refuse" else (),
+        find_missing=lambda: None if database is None else missing_files(settings.storage, database),
     )
 
 

@@ -189,11 +189,18 @@ class IncomingFile:
                 os.close(descriptor)
 
     def _open(self) -> None:
+        try:
+            self._create()
+        except FileNotFoundError:  # somebody tidied up: the folder is remembered, but there no more
+            make_durable_directory.cache_clear()
+            self._create()
+        # Asked for afterwards, since a file system that cannot do it says so to a file that is there.
+        self._is_direct = self.size_bytes >= _DIRECT_BYTES and _set_direct(self._descriptor, os.O_DIRECT)
+
+    def _create(self) -> None:
         make_durable_directory(str(self._files_root), INCOMING)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self.name, flags, 0o600)
-        # Asked for afterwards, since a file system that cannot do it says so to a file that is there.
-        self._is_direct = self.size_bytes >= _DIRECT_BYTES and _set_direct(self._descriptor, os.O_DIRECT)
 
     def _leave_direct(self) -> None:
         """The rest is no whole page, or written where such a page was begun: through the page cache."""

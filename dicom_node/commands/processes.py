@@ -1,7 +1,10 @@
 """Commands that run a node, or one process of it."""
 
 import argparse
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Final
 
 from dicom_node import __version__
 from dicom_node.commands.answering import EXIT_UNUSABLE, say
@@ -12,15 +15,28 @@ if TYPE_CHECKING:
     from dicom_node.settings import NodeSettings
     from storage.database import Database
 
+PRIVATE: Final = 0o077
+
 
 def register(commands: Commands) -> None:
     """Add `serve`, and each of its processes alone."""
-    add(commands, "serve", serve, "everything on one machine: listener, web, workers, sweep")
-    add(commands, "scp", scp, "the DICOM listener alone")
-    add(commands, "web", web, "DICOMweb, the operator's pages and the viewer alone")
-    worker_parser = add(commands, "worker", worker, "one worker alone")
+    add(commands, "serve", privately(serve), "everything on one machine: listener, web, workers, sweep")
+    add(commands, "scp", privately(scp), "the DICOM listener alone")
+    add(commands, "web", privately(web), "DICOMweb, the operator's pages and the viewer alone")
+    worker_parser = add(commands, "worker", privately(worker), "one worker alone")
     worker_parser.add_argument("queue", choices=("run", "deliver"), help="run jobs, or deliver results")
-    add(commands, "sweep", sweep, "complete studies and wake what is due, alone")
+    add(commands, "sweep", privately(sweep), "complete studies and wake what is due, alone")
+
+
+def privately(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`command`, with all it writes readable by its own user only: images, index and logs are of patients."""
+
+    @wraps(command)
+    def run(options: argparse.Namespace) -> int:
+        os.umask(PRIVATE)
+        return command(options)
+
+    return run
 
 
 def serve(options: argparse.Namespace) -> int:

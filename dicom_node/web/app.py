@@ -95,7 +95,7 @@ def build_app(settings: NodeSettings, database: Database, failures: Failures | N
         settings=settings,
         readiness_checks=readiness_checks(settings, database, files),
         uploads=anyio.CapacityLimiter(MAX_UPLOADS),
-        pressure=open_pressure(settings),
+        pressure=open_pressure(settings, database),
         decoders=open_decoders(settings),
         layouts=Layouts(),
         metadata=MetadataCache(settings.home / "cache" / "metadata", settings.http.metadata_cache_mb * MIB),

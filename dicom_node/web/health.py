@@ -27,6 +27,7 @@ from dicom_node.settings_web import Role
 from dicom_node.web.login.way_in import login_problems
 from dicom_node.web.login.who import may
 from dicom_node.web.services import json_response, services_of
+from dicom_node.whereabouts import missing_files
 from storage.corrections import correction_counts
 from storage.database import Database, Transaction, database_now, require_current_schema
 from storage.errors import SchemaMismatch, StorageUnavailable
@@ -35,7 +36,7 @@ from storage.tables import Conflict, Delivery, Instance, Job, Study
 
 Check = Callable[[], list[Problem]]
 QUEUED: Final = "SCHEDULED"
-DATABASE, SCHEMA, DISK, OBJECT_STORE = "database", "schema", "disk", "object store"
+DATABASE, SCHEMA, DISK, FILES, OBJECT_STORE = "database", "schema", "disk", "files", "object store"
 NOBODYS_FILE: Final = f"objects/00/{64 * '0'}.dcm"  # the store is asked for it, and says that it has none
 
 
@@ -82,6 +83,7 @@ def readiness_checks(settings: NodeSettings, database: Database, files: FileStor
     checks = [
         lambda: _database_problems(database),
         lambda: _disk_problems(settings),
+        lambda: _files_problems(settings, database),
         lambda: readiness.problems(settings.home),
         lambda: audit_problems(settings),
     ]
@@ -120,6 +122,11 @@ def _disk_problems(settings: NodeSettings) -> list[Problem]:
     if free < limits.low_free_mb:
         return [Problem(DISK, f"{sentence}.low_free_mb: no new association or upload is taken")]
     return []
+
+
+def _files_problems(settings: NodeSettings, database: Database) -> list[Problem]:
+    sentence = missing_files(settings.storage, database)
+    return [] if sentence is None else [Problem(FILES, f"{sentence}; nothing is received")]
 
 
 class _ReadinessCollector(Collector):

@@ -86,3 +86,16 @@ def test_a_stack_of_slices_and_a_late_one(flow: tuple[Node, DemoPacs], tmp_path:
     newest = max(jobs, key=lambda job: job["study_version"])
     assert newest["summary"]["inputs"]["count"] == 3
     until(lambda: len(pacs.arrivals()) - before == 4, "both results at the PACS")
+
+
+def is_open_to_others(path: Path) -> bool:
+    try:
+        return bool(path.lstat().st_mode & 0o077)
+    except FileNotFoundError:  # a message of the broker that was read meanwhile
+        return False
+
+
+def test_what_a_node_writes_is_for_its_own_user_only(flow: tuple[Node, DemoPacs]) -> None:
+    made = list(flow[0].settings.home.rglob("*"))
+    assert {"node.sqlite", "logs", "run", "broker", "files"} <= {path.name for path in made}
+    assert [path for path in made if is_open_to_others(path)] == []
