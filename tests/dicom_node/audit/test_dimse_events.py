@@ -48,6 +48,8 @@ def node(settings_of, database, files_root, free_port):
         dimse = {"port": free_port(), "others_may": EVERYTHING, **sections.pop("dimse", {})}
         limits = {"min_free_mb": 0, "low_free_mb": 0}
         settings = settings_of(dimse=dimse, limits=limits, **sections)
+        # Some tests enter rows without files: to a node whose volume is gone that would look the same.
+        (settings.storage.files_root / "objects").mkdir(parents=True, exist_ok=True)
         nodes.append(Node(settings, open_receiver(settings, database), database))
         return nodes[-1]
 
