@@ -20,6 +20,7 @@ from typing import IO
 from dicom_node import readiness
 from dicom_node.errors import TlsUnusable
 from dicom_node.settings import NodeSettings
+from dicom_node.stopped import Waker
 from dicom_node.tls import web_context
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ FIRST_RESTART_S = 0.2
 HEALTHY_AFTER_S = 30.0  # a process that ran for so long starts again at once
 GRACE_S = 30.0  # between SIGTERM and SIGKILL
 ORPHAN_S = GRACE_S + 5.0  # the same for a process whose supervisor died, which nobody else would kill
-LOOK_S = 5.0  # between two looks whether it lives
+LOOK_S = 5.0  # between two looks whether it lives, and whether one was stopped
 PR_SET_PDEATHSIG = 1
 
 
@@ -68,6 +69,8 @@ class Supervisor:
         self._longest_restart_s = longest_restart_s
         self._is_stopping = threading.Event()
         self._children = [Child(name, command) for name, command in commands.items()]
+        self._waker = Waker(os.getpid())
+        self._looked_at = time.monotonic()
 
     def stop(self) -> None:
         """Let `run` end the processes and return."""
@@ -79,8 +82,15 @@ class Supervisor:
             while not self._is_stopping.wait(POLL_S):
                 for child in self._children:
                     self._tend(child)
+                self._wake()
         finally:
             self._end_all()
+
+    def _wake(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._waker.look(now)
 
     def _tend(self, child: Child) -> None:
         now = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.settings import load_settings
+from dicom_node.stopped import STOPPED, state_of
 from dicom_node.supervisor import CannotServe, Supervisor, node_commands, only_node_of, require_free_ports
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -68,6 +69,18 @@ def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
         assert is_alive(second)
     assert not is_alive(second)
     assert not (tmp_path / "run" / "sleeper.pid").exists()
+
+
+def test_a_process_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicom_node.supervisor.LOOK_S", 0.05)
+    monkeypatch.setattr("dicom_node.stopped.WAKE_AFTER_S", 0.3)
+    with supervised(tmp_path, sleeper=SLEEPER):
+        until(lambda: pid_of(tmp_path, "sleeper"))
+        pid = pid_of(tmp_path, "sleeper")
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: state_of(pid) == STOPPED)
+        until(lambda: state_of(pid) == "S")
+        assert pid_of(tmp_path, "sleeper") == pid
 
 
 def test_a_process_that_always_dies_is_started_less_and_less_often(tmp_path: Path) -> None:
