@@ -115,6 +115,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         try:
+            (self._home / "logs").mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
             child.log = (self._home / "logs" / f"{child.name}.out").open("ab")
             child.process = subprocess.Popen(
                 child.command,

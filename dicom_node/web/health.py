@@ -30,6 +30,7 @@ from dicom_node.web.services import json_response, services_of
 from dicom_node.whereabouts import missing_files
 from storage.corrections import correction_counts
 from storage.database import Database, Transaction, database_now, require_current_schema
+from storage.durable import errno_name
 from storage.errors import SchemaMismatch, StorageUnavailable
 from storage.files import FileStore
 from storage.tables import Conflict, Delivery, Instance, Job, Study
@@ -37,6 +38,7 @@ from storage.tables import Conflict, Delivery, Instance, Job, Study
 Check = Callable[[], list[Problem]]
 QUEUED: Final = "SCHEDULED"
 DATABASE, SCHEMA, DISK, FILES, OBJECT_STORE = "database", "schema", "disk", "files", "object store"
+SYSTEM: Final = "system"
 NOBODYS_FILE: Final = f"objects/00/{64 * '0'}.dcm"  # the store is asked for it, and says that it has none
 
 
@@ -75,7 +77,16 @@ def _exposition(*collectors: Collector) -> Response:
 
 
 def _problems(request: Request) -> list[Problem]:
-    return [problem for check in services_of(request).readiness_checks for problem in check()]
+    return [problem for check in services_of(request).readiness_checks for problem in _asked(check)]
+
+
+def _asked(check: Check) -> list[Problem]:
+    try:
+        return check()
+    except (
+        OSError
+    ) as error:  # no descriptors left, or a home that cannot be read
+        return [Problem(SYSTEM, f"the node cannot look after itself ({errno_name(error)}): see its logs")]
 
 
 def readiness_checks(settings: NodeSettings, database: Database, files: FileStore) -> list[Check]:

@@ -99,10 +99,11 @@ def test_what_cannot_be_started_now_is_started_later_and_ends_nobody_else(tmp_pa
         other, first = pid_of(tmp_path, "other"), pid_of(tmp_path, "sleeper")
         for folder in ("logs", "run"):
             (tmp_path / folder).rename(tmp_path / f"{folder}.gone")
+        (tmp_path / "logs").touch()
         os.kill(first, signal.SIGKILL)
         time.sleep(1.0)
         assert is_alive(other)
-        (tmp_path / "logs.gone").rename(tmp_path / "logs")
+        (tmp_path / "logs").unlink()  # the folder is made anew
         time.sleep(1.0)
         (tmp_path / "run.gone").rename(tmp_path / "run")
         started = [pid for pid in children_of(os.getpid()) if pid not in {first, other}]

@@ -1,5 +1,7 @@
 """Health, metrics, the operator's JSON and page."""
 
+import errno
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
@@ -58,6 +60,17 @@ def test_a_model_that_cannot_be_opened_makes_the_node_not_ready(client, tmp_path
     assert answer.json()["problems"] == ["model sim4seg-s: a file was changed"]
     readiness.report(tmp_path, "worker-run", None)
     assert client.get("/health/ready").status_code == 200
+
+
+def test_a_node_that_cannot_look_after_itself_is_not_ready(client, monkeypatch):
+    def none_left(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("dicom_node.web.health.readiness.problems", none_left)
+    answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json()["reasons"]) == (503, ["system"])
+    assert "EMFILE" in answer.json()["problems"][0]
+    assert "dicom_node_ready 0.0" in client.get("/metrics").text
 
 
 def test_an_old_schema_makes_the_node_not_ready(client, database):
