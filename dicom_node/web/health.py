@@ -83,9 +83,7 @@ def _problems(request: Request) -> list[Problem]:
 def _asked(check: Check) -> list[Problem]:
     try:
         return check()
-    except (
-        OSError
-    ) as error:  # no descriptors left, or a home that cannot be read
+    except OSError as error:  # no descriptors left, or a home that cannot be read
         return [Problem(SYSTEM, f"the node cannot look after itself ({errno_name(error)}): see its logs")]
 
 
