@@ -84,13 +84,14 @@ def position_chances(box: Box, hw: tuple[int, int]) -> dict[str, float]:
     }
 
 
-def near_chance(box: Box, hw: tuple[int, int]) -> float:
-    """How likely the middle of a box, known to within SPREAD, is less than NEAR from the image's.
+def distance_from_centre(box: Box, hw: tuple[int, int]) -> float:
+    """How far the middle of a box lies from the image's, as a share of the image's width."""
+    return math.hypot(box[0] + box[2] - hw[0], box[1] + box[3] - hw[1]) / 2 / hw[1]
 
-    Distance and NEAR are shares of the image's width.
-    """
-    dy, dx = (box[0] + box[2] - hw[0]) / 2, (box[1] + box[3] - hw[1]) / 2
-    return _below(math.hypot(dy, dx) / hw[1], NEAR)
+
+def near_chance(box: Box, hw: tuple[int, int]) -> float:
+    """How likely the middle of a box, known to within SPREAD, is less than NEAR from the image's."""
+    return _below(distance_from_centre(box, hw), NEAR)
 
 
 def percent_of(mask: Mask) -> int:

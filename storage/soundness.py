@@ -4,12 +4,12 @@ Whoever sends a file on as a whole, or computes from it, asks here first: a disk
 not speak in our name. `dicom-node fsck` asks about all of them.
 """
 
-import errno
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage.durable import errno_name
 from storage.errors import InstanceDamaged, StorageUnavailable
 from storage.files import FileStore
 
@@ -54,6 +54,5 @@ def _digest(local: Path) -> str:
         with local.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        msg = f"the file {local.name} cannot be read ({name})"
+        msg = f"the file {local.name} cannot be read ({errno_name(error)})"
         raise StorageUnavailable(msg) from error

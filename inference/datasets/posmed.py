@@ -34,7 +34,7 @@ from inference.positions import (
     write_two_positions,
 )
 from inference.prompts import EOS, IM_END, SPECIAL_TOKENS, TARGETS, prompt_text
-from inference.zones import NEAR, holds_centre, quadrant, zone_of_mask
+from inference.zones import NEAR, box_of, distance_from_centre, holds_centre, quadrant, zone_of_mask
 
 PAIRED_TARGETS = frozenset({"lung", "lungs"})
 COLUMNS = ("image_path", "image_name", "split", "question", "position", "answer")
@@ -82,11 +82,9 @@ def _zone_of_component(component: Mask) -> str:
 
 
 def is_near_centre(mask: Mask) -> bool:
-    """Whether the bounding box's centre is less than a fifth of the width from the image's centre."""
-    rows, columns = np.nonzero(mask)
-    dy = (rows.min() + rows.max()) / 2 - mask.shape[0] / 2
-    dx = (columns.min() + columns.max()) / 2 - mask.shape[1] / 2
-    return bool(np.hypot(dy, dx) < NEAR * mask.shape[1])
+    """Whether the bounding box's centre is less than a fifth of the width from the image's (empty: False)."""
+    box = box_of(mask)
+    return box is not None and distance_from_centre(box, (mask.shape[0], mask.shape[1])) < NEAR
 
 
 def exchange_of(mask: Mask, modality: str, rng: Generator, target: str | None = None) -> Exchange:
